@@ -1,0 +1,1 @@
+"""Where answers come from: our workers, external servers, and a deterministic echo."""

@@ -1,0 +1,180 @@
+"""What a backend is asked and what it answers: the types both halves of Tidegate agree on.
+
+Refuses to know HTTP, sockets, dialects and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+ErrorKind = Literal["unreachable", "overloaded", "rejected", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One finished call of a tool inside an assistant message; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, its content parts already joined to text."""
+
+    role: Role
+    text: str = ""
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy; the other defaults switch a rule off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed request. Exactly one of `messages` (chat) and `prompts` (completion) is given.
+
+    A call is answered by `len(prompts or [messages]) * choices` sequences; sequence `p * choices + i` is the
+    i-th choice for the p-th prompt, and a seeded one draws from `seed + i`.
+    `body` is the request as it was sent, kept for external servers; it never crosses the local wire.
+    """
+
+    id: str
+    model: str
+    messages: tuple[Message, ...] = ()
+    prompts: tuple[str | tuple[int, ...], ...] = ()
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    choices: int = 1
+    logprobs: int | None = None
+    stream: bool = False
+    include_usage: bool = False
+    tenant: str = "anonymous"
+    body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sequences(self) -> int:
+        """How many answers, each with its own index, this call asks for."""
+        return max(1, len(self.prompts)) * self.choices
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's text, its bytes and ln p, with the most likely alternatives as (text, bytes, ln p)."""
+
+    text: str
+    utf8: tuple[int, ...]
+    logprob: float
+    top: tuple[tuple[str, tuple[int, ...], float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call: `id` and `name` come with its first piece, `arguments` are appended."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Exact token counts of a whole call (all its sequences); `cached_tokens` of the prompt were not computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer: `tokens` new tokens of sequence `index`, as text that ends on a whole character.
+
+    The last delta of a sequence carries `finish`; the last delta of a call carries `usage`.
+    A first delta without text may carry `usage` with the exact prompt counts.
+    """
+
+    index: int = 0
+    text: str = ""
+    tokens: int = 0
+    finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a replica can take: counts of calls, KV blocks, and the model window in tokens."""
+
+    ready: bool
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    context_tokens: int = 0
+
+
+class BackendError(Exception):
+    """The only failure of a backend; the router may retry it elsewhere when `retryable`.
+
+    * unreachable: no connection, or the worker is starting again; nothing was computed.
+    * overloaded: it refuses for now; `retry_after_s` says for how long when it knows.
+    * rejected: the call itself is wrong (`code` and `param` name why and which field); never retryable.
+    * broken: it failed while answering.
+    """
+
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        retryable: bool = False,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """See the class for the kinds."""
+        super().__init__(message)
+        self.kind, self.message, self.retryable = kind, message, retryable
+        self.code, self.param, self.retry_after_s = code, param, retry_after_s
+
+
+class Backend(Protocol):
+    """One replica as the router sees it."""
+
+    def stream(self, call: Call) -> AsyncIterator[Delta]:
+        """Answer `call`. Closing the iterator cancels the call within one step; raises only `BackendError`."""
+        ...
+
+    async def health(self) -> Health:
+        """Report the last known load at once; never waits for a step."""
+        ...
+
+    async def close(self) -> None:
+        """Cancel what is running and free the connection; calling it twice is fine."""
+        ...

@@ -1,0 +1,1 @@
+"""One operation, one reference in plain torch; faster forms are chosen here for the device at hand."""

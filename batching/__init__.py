@@ -1,0 +1,1 @@
+"""Pure rules of continuous batching: who waits, who runs, and which KV block holds what."""

@@ -1,0 +1,1 @@
+"""The door: HTTP in, the request path, and what governs it."""
