@@ -1,0 +1,256 @@
+"""Every setting of gateway.toml: its name, type, default, allowed values and meaning, each said once, here.
+
+Parser, JSON schema, reference table and error texts are derived from these dataclasses. Refuses to know files and TOML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from gateway.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
+
+_MIB = 1 << 20
+_DATA, _ADMIN = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """What a setting does, in a sentence or two."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The lowest and highest value allowed, both included, in the unit that code uses."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The key in the file where it is not the field's name without its unit."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A text must match all of `regex`; `says` completes "it must be …"."""
+
+    regex: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The fewest items an array may have."""
+
+    fewest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The value is never shown, and "file:/path" reads it from a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A relative path counts from the folder of gateway.toml; a text that matches all of `unless` is not a path."""
+
+    unless: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A value that the file holds as text: how it is read, shown and described.
+
+    `suffix` is the unit that the field's name ends with and the file's key does not; `regex` is for editors alone.
+    """
+
+    parse: Callable[[str], object]
+    show: Callable[[object], str]
+    says: str
+    regex: str
+    suffix: str = ""
+
+
+def parse_source(text: str) -> str:
+    """Check the form of a release's source; whether it exists is found out by the worker that loads it."""
+    scheme, colon, rest = text.partition(":")
+    if colon and re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) and scheme != "package":
+        raise ValueError(f'"{scheme}:" is not a kind of source')
+    if scheme == "package" and colon and not _is_inside_package(rest):
+        raise ValueError('after "package:" come an importable package, "/" and a file in it')
+    if not text:
+        raise ValueError("it is empty")
+    return text
+
+
+def _is_inside_package(text: str) -> bool:
+    package, _, path = text.partition("/")
+    parts = path.split("/")
+    return all(part.isidentifier() for part in package.split(".")) and not {"", ".", ".."}.intersection(parts)
+
+
+_NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
+_DURATION = Written(
+    parse_duration,
+    lambda value: duration_text(float(str(value))),
+    'a duration such as "500ms", "30s", "10m", "2h" or "7d"',
+    _NUMBER + "(ms|s|m|h|d)",
+    suffix="_s",
+)
+_SIZE = Written(
+    parse_size,
+    lambda value: size_text(int(str(value))),
+    'a size such as "32MiB", "2GiB" or "500MB"',
+    _NUMBER + "([KMGT]i?)?B",
+    suffix="_bytes",
+)
+_ADDRESS = Written(parse_address, str, 'an address such as "127.0.0.1:8000" or "[::1]:8000"', r".+:[0-9]{1,5}")
+_SOURCE = Written(
+    parse_source,
+    str,
+    '"package:NAME/FILE" (a file inside an installed Python package), a path to a GGUF file or checkpoint folder, '
+    'or "echo" (a built-in backend that repeats what it is told)',
+    r".+",
+)
+_NAME = Pattern(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", "letters, digits and . _ : / @ -, at most 128 of them")
+_KEY_HASH = Pattern(
+    r"sha256:[0-9a-f]{64}",
+    '"sha256:" and 64 lower-case hexadecimal digits; the key itself never goes into this file: '
+    "hash it with `tidegate keys hash`",
+)
+_GRANT = Pattern(rf"\*|{_NAME.regex}", 'the name or alias of a model, or "*" for all')
+_HOST = Pattern(
+    r"[A-Za-z0-9_.:-]{1,253}|\[[0-9A-Fa-f:.]+\]", 'a host name as browsers send it, such as "chat.example.org"'
+)
+_TOKEN = Pattern(r"[!-~]*", "visible ASCII characters without spaces")
+
+Duration = Annotated[float, _DURATION]
+Size = Annotated[int, _SIZE]
+Listen = Annotated[Address, _ADDRESS]
+Name = Annotated[str, _NAME]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where the gateway listens, and the bounds of one request."""
+
+    listen: Annotated[Listen, Doc("Address of the data port, where chat clients connect.")] = _DATA
+    admin_listen: Annotated[Listen, Doc("Address of the admin port: metrics, state and the dashboard.")] = _ADMIN
+    admin_token: Annotated[
+        str,
+        Secret(),
+        _TOKEN,
+        Doc("Password of the admin port; empty makes a random one each start, in run_dir/admin-token."),
+    ] = field(default="", repr=False)
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, _HOST], ...],
+        Doc("Host names that callers may use besides loopback names and the listen address."),
+    ] = ()
+    max_body_bytes: Annotated[Size, Range(1 << 10, 48 * _MIB), Doc("Largest request body.")] = 32 * _MIB
+    request_timeout_s: Annotated[
+        Duration, Range(1, 86400), Doc("Longest time one call may take, waiting included.")
+    ] = 600
+    drain_timeout_s: Annotated[Duration, Range(0, 3600), Doc("How long running calls may finish when stopping.")] = 30
+    run_dir: Annotated[
+        str,
+        FilePath(unless=""),
+        Doc(
+            "Folder for sockets and the admin token; empty is $XDG_RUNTIME_DIR/tidegate or a private temporary folder."
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Who may call."""
+
+    open: Annotated[bool, Doc("Whether callers without a key are served even beyond this machine.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What the gateway says about itself; never prompts, keys or tokens."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Doc("The least important line to print.")] = "info"
+    format: Annotated[Literal["console", "json"], Doc("Lines for people, or one JSON object a line.")] = "console"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How a worker shares its steps among calls."""
+
+    max_batch: Annotated[int, Range(1, 256), Doc("Most sequences computed together in one step.")] = 32
+    token_budget: Annotated[int, Range(1, 65536), Doc("Most tokens computed in one step, prompts included.")] = 512
+    block_tokens: Annotated[Literal[8, 16, 32, 64, 128], Doc("Tokens in one block of the KV cache.")] = 16
+    kv_memory_bytes: Annotated[Size, Range(_MIB, 1 << 40), Doc("Memory of one worker's KV cache.")] = 1 << 30
+    max_waiting: Annotated[int, Range(0, 100_000), Doc("Most calls that wait for a place; one more is refused.")] = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """How worker processes are started, and started again."""
+
+    threads: Annotated[int, Range(0, 1024), Doc("Compute threads of one worker; 0 is one a core allowed.")] = 0
+    start_timeout_s: Annotated[Duration, Range(1, 3600), Doc("Longest time from start to ready.")] = 120
+    restart_backoff_s: Annotated[Duration, Range(0.01, 60), Doc("Pause before a dead worker's first restart.")] = 0.5
+    restart_backoff_max_s: Annotated[
+        Duration, Range(0.01, 3600), Doc("Longest pause between restarts; each is twice the one before.")
+    ] = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSettings:
+    """A team or program with its own keys."""
+
+    name: Annotated[Name, Doc("Unique name, used in metrics and logs.")]
+    keys: Annotated[
+        tuple[Annotated[str, Secret(), _KEY_HASH], ...],
+        Items(1),
+        Doc("Hashes of its API keys, as `tidegate keys hash` prints them."),
+    ] = field(repr=False)
+    models: Annotated[tuple[Annotated[str, _GRANT], ...], Items(1), Doc('Models it may call; "*" is all.')] = ("*",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A version of a model: where its weights come from and how many workers run it."""
+
+    name: Annotated[Name, Doc("Name of the version, unique within its model.")] = "stable"
+    source: Annotated[str, _SOURCE, FilePath(unless=r"echo|package:.*"), Doc("Where the weights come from.")]
+    replicas: Annotated[int, Range(1, 64), Doc("Worker processes that serve it.")] = 1
+    context_tokens: Annotated[
+        int,
+        Key("context"),
+        Range(0, 1 << 20),
+        Doc("Longest prompt and answer together, in tokens; 0 is the model's own."),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as clients name it."""
+
+    name: Annotated[Name, Doc("What clients write as `model`.")]
+    aliases: Annotated[tuple[Name, ...], Doc("Other names for it.")] = ()
+    releases: Annotated[tuple[Release, ...], Items(1), Doc("Its versions.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of gateway.toml, checked."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    log: Log = Log()
+    batching: Batching = Batching()
+    worker: WorkerSettings = WorkerSettings()
+    tenants: tuple[TenantSettings, ...] = ()
+    models: Annotated[tuple[Model, ...], Items(1)]
