@@ -1,0 +1,51 @@
+# `make help` lists the verbs. Everything made lives in .venv and build/; `make clean` removes both.
+
+.PHONY: help build serve test test-slow lint format types docs clean
+.DEFAULT_GOAL := help
+
+# Two stamps: serving needs the product, torch and the model; the tools of lint, types and test come only with `build`.
+SERVE := .venv/.serve
+DEV := .venv/.dev
+PINS := pyproject.toml constraints.txt .ci/venv
+SOURCES := backends batching bench gateway tests
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+build: $(DEV)  ## make .venv: the product, torch for the CPU, the embedded model, and the tools below
+
+serve: $(SERVE)  ## start the gateway with gateway.toml and one CPU worker; Ctrl-C drains and stops it
+	@exec .venv/bin/tidegate serve gateway.toml
+
+test: $(DEV)  ## run the tests, with coverage of everything that is free of torch (at least 85 %)
+	@.venv/bin/pytest --cov --cov-fail-under=85 -m "not slow"
+
+test-slow: $(DEV)  ## run the fuzz, soak and browser tests
+	@.venv/bin/pytest -m slow
+
+lint: $(DEV)  ## check style, formatting, the layout of the code and the docs
+	@.venv/bin/ruff check $(SOURCES)
+	@.venv/bin/ruff format --check $(SOURCES)
+	@.venv/bin/pytest -q --no-cov tests/test_layout.py tests/test_docs.py
+
+format: $(DEV)  ## let ruff format and fix what it can
+	@.venv/bin/ruff format $(SOURCES)
+	@.venv/bin/ruff check --fix $(SOURCES)
+
+types: $(DEV)  ## run mypy --strict
+	@.venv/bin/mypy
+
+docs: $(SERVE)  ## write the generated pages of docs/ (metrics, settings, command line)
+	@.venv/bin/python docs/generate.py
+
+bench-%: $(DEV)  ## print one benchmark's table and write build/bench/NAME.json, e.g. make bench-baseline
+	@.venv/bin/python bench/$*.py
+
+clean:  ## remove .venv and build/
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(SERVE): $(PINS)
+	@.ci/venv serve
+
+$(DEV): $(SERVE)
+	@.ci/venv dev
