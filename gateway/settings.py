@@ -6,84 +6,21 @@ Parser, JSON schema, reference table and error texts are derived from these data
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from gateway.fields import Doc, FilePath, Items, Key, Pattern, Range, Secret, Written
 from gateway.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
 
 _MIB = 1 << 20
 _DATA, _ADMIN = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
 
 
-@dataclass(frozen=True, slots=True)
-class Doc:
-    """What a setting does, in a sentence or two."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The lowest and highest value allowed, both included, in the unit that code uses."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """The key in the file where it is not the field's name without its unit."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A text must match all of `regex`; `says` completes "it must be …"."""
-
-    regex: str
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """The fewest items an array may have."""
-
-    fewest: int
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """The value is never shown, and "file:/path" reads it from a file."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilePath:
-    """A relative path counts from the folder of gateway.toml; a text that matches all of `unless` is not a path."""
-
-    unless: str
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A value that the file holds as text: how it is read, shown and described.
-
-    `suffix` is the unit that the field's name ends with and the file's key does not; `regex` is for editors alone.
-    """
-
-    parse: Callable[[str], object]
-    show: Callable[[object], str]
-    says: str
-    regex: str
-    suffix: str = ""
-
-
 def parse_source(text: str) -> str:
     """Check the form of a release's source; whether it exists is found out by the worker that loads it."""
     scheme, colon, rest = text.partition(":")
     if colon and re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) and scheme != "package":
-        raise ValueError(f'"{scheme}:" is not a kind of source')
+        raise ValueError("that kind of source is not known")
     if scheme == "package" and colon and not _is_inside_package(rest):
         raise ValueError('after "package:" come an importable package, "/" and a file in it')
     if not text:

@@ -77,8 +77,8 @@ def _amount(text: str, units: dict[str, Fraction], *, example: str) -> Fraction:
         raise ValueError(f'write a number and a unit, such as "{example}"')
     number, unit = match.groups()
     if unit not in units:
-        problem = f'"{unit}" is not a unit' if unit else "the unit is missing"
-        raise ValueError(f'{problem}; the units are {", ".join(units)}, as in "{example}"')
+        problem = "that is not a unit" if unit else "the unit is missing"
+        raise ValueError(f'{problem}, write {", ".join(units)}, as in "{example}"')
     return Fraction(number) * units[unit]
 
 
@@ -105,8 +105,15 @@ def parse_address(text: str) -> Address:
     if match is None:
         raise ValueError('write "host:port", an IPv6 host in brackets')
     if match["six"]:
-        ipaddress.IPv6Address(match["six"])
+        _check_ipv6(match["six"])
     port = int(match["port"])
     if port > 65535:
         raise ValueError("a port is 0 to 65535")
     return Address(match["six"] or match["name"], port)
+
+
+def _check_ipv6(host: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise ValueError("what stands in brackets is not an IPv6 address") from None

@@ -1,0 +1,171 @@
+"""gateway.toml into a checked `Config`; all mistakes of a file are found and told together.
+
+Refuses to know what any setting is used for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from gateway.convert import Converter, nearest
+from gateway.problems import ConfigError, KeyPath, Problem, describe, path_text, sentences
+from gateway.settings import (
+    Auth,
+    Batching,
+    Config,
+    Log,
+    Model,
+    Release,
+    Server,
+    TenantSettings,
+    WorkerSettings,
+)
+from gateway.units import Address
+
+__all__ = [
+    "DEFAULT_NAME",
+    "Address",
+    "Auth",
+    "Batching",
+    "Config",
+    "ConfigError",
+    "Log",
+    "Model",
+    "Release",
+    "Server",
+    "TenantSettings",
+    "WorkerSettings",
+    "describe",
+    "load",
+]
+
+DEFAULT_NAME = "gateway.toml"
+
+
+def load(path: str | Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read and check the file; ConfigError holds every problem that it has."""
+    file = Path(path)
+    text = _text(file)
+    converter = Converter(Config, folder=file.absolute().parent, environment=environment)
+    config: Config = converter.table(Config, _parsed(file, text))
+    broken = [problem.path for problem in converter.problems]
+    problems = [*converter.problems, *(each for each in contradictions(config) if not each.is_hidden_by(broken))]
+    if problems:
+        raise ConfigError(sentences(problems, file=str(file), text=text))
+    return config
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode()
+    except FileNotFoundError as exc:
+        raise ConfigError([f"{file}: there is no such file; write one, or name another"]) from exc
+    except OSError as exc:
+        raise ConfigError([f"{file}: it cannot be read: {exc.strerror}"]) from exc
+    except UnicodeDecodeError as exc:
+        line = exc.object.count(b"\n", 0, exc.start) + 1
+        raise ConfigError([f"{file}:{line}: it is not UTF-8 text"]) from exc
+
+
+def _parsed(file: Path, text: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as exc:
+        raise ConfigError([_not_toml(file, text, str(exc))]) from exc
+
+
+def _not_toml(file: Path, text: str, message: str) -> str:
+    """Move the place from the end of tomllib's message to where editors look for it."""
+    what, _, place = message.partition(" (at ")
+    numbers = re.findall("[0-9]+", place)
+    if place.startswith("end"):
+        numbers = [str(text.count("\n") + 1), str(len(text.rpartition("\n")[2]) + 1)]
+    return f"{':'.join([str(file), *numbers])}: it is not valid TOML: {what}"
+
+
+def contradictions(config: Config) -> Iterator[Problem]:
+    """Yield what is wrong between settings that are each allowed on their own."""
+    yield from _open_to_strangers(config)
+    yield from _ports(config.server)
+    yield from _batch_sizes(config.batching)
+    yield from _backoff(config.worker)
+    yield from _same_names(config)
+    yield from _unknown_grants(config)
+
+
+def _open_to_strangers(config: Config) -> Iterator[Problem]:
+    listen = config.server.listen
+    if not listen.is_loopback and not config.tenants and not config.auth.open:
+        yield Problem(
+            ("server", "listen"),
+            f'is "{listen}", which other machines may reach, while no caller needs a key; either add [[tenants]] with '
+            "keys, or write open = true under [auth] to serve everybody",
+            reads=(("server", "listen"), ("auth", "open"), ("tenants",)),
+        )
+
+
+def _ports(server: Server) -> Iterator[Problem]:
+    if server.listen.overlaps(server.admin_listen):
+        yield Problem(
+            ("server", "admin_listen"),
+            f'is "{server.admin_listen}" while listen is "{server.listen}"; give them different ports',
+            reads=(("server", "listen"), ("server", "admin_listen")),
+        )
+
+
+def _batch_sizes(batching: Batching) -> Iterator[Problem]:
+    if batching.token_budget < batching.max_batch:
+        yield Problem(
+            ("batching", "token_budget"),
+            f"is {batching.token_budget}, less than max_batch = {batching.max_batch}; a step computes one token or "
+            "more of each of its sequences",
+            reads=(("batching", "token_budget"), ("batching", "max_batch")),
+        )
+
+
+def _backoff(worker: WorkerSettings) -> Iterator[Problem]:
+    if worker.restart_backoff_max_s < worker.restart_backoff_s:
+        yield Problem(
+            ("worker", "restart_backoff_max"),
+            "is shorter than restart_backoff; the longest pause cannot be shorter than the first",
+            reads=(("worker", "restart_backoff_max"), ("worker", "restart_backoff")),
+        )
+
+
+def _same_names(config: Config) -> Iterator[Problem]:
+    yield from _repeated(_model_names(config.models))
+    for i, model in enumerate(config.models):
+        yield from _repeated((("models", i, "releases", j, "name"), each.name) for j, each in enumerate(model.releases))
+    yield from _repeated((("tenants", i, "name"), tenant.name) for i, tenant in enumerate(config.tenants))
+    yield from _repeated(
+        (("tenants", i, "keys", j), key) for i, tenant in enumerate(config.tenants) for j, key in enumerate(tenant.keys)
+    )
+
+
+def _model_names(models: Iterable[Model]) -> Iterator[tuple[KeyPath, str]]:
+    for i, model in enumerate(models):
+        yield ("models", i, "name"), model.name
+        yield from ((("models", i, "aliases", j), alias) for j, alias in enumerate(model.aliases))
+
+
+def _repeated(named: Iterable[tuple[KeyPath, str]]) -> Iterator[Problem]:
+    first: dict[str, KeyPath] = {}
+    for path, name in named:
+        earlier = first.setdefault(name, path)
+        if earlier != path:
+            yield Problem(path, f"is the same as {path_text(earlier)}; give each its own", reads=(path, earlier))
+
+
+def _unknown_grants(config: Config) -> Iterator[Problem]:
+    names = dict(_model_names(config.models))
+    known = {"*", *names.values()}
+    for i, tenant in enumerate(config.tenants):
+        for j, name in enumerate(tenant.models):
+            if name not in known:
+                path = ("tenants", i, "models", j)
+                guess = nearest(name, known) or 'name one of [[models]], or "*" for all'
+                yield Problem(path, f'is "{name}"; no model or alias has that name; {guess}', reads=(path, *names))
