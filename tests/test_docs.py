@@ -1,0 +1,119 @@
+"""The docs cannot drift: files, verbs, links, snippets, metrics and subcommands are compared with the code."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway import config
+
+ROOT = Path(__file__).parent.parent
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MODULES = sorted(
+    str(path.relative_to(ROOT))
+    for package in ("backends", "batching", "gateway")
+    for path in (ROOT / package).rglob("*")
+    if path.suffix in {".py", ".cpp", ".html"} and path.read_bytes().strip()
+)
+
+
+def name_of(path: Path) -> str:
+    """Name a text in a test's id."""
+    return str(path.relative_to(ROOT))
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """Yield each fenced block of a language with the name of its file."""
+    for path in TEXTS:
+        for code in re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+            yield name_of(path), code
+
+
+def without_code(text: str) -> str:
+    """Drop fenced blocks and inline code, in which brackets are not links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(path: Path) -> set[str]:
+    """Give the anchors that a text's headings make."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_file_has_its_sentence_in_architecture(module: str) -> None:
+    """ARCHITECTURE.md says of each file of the packages what it is for."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+
+    assert re.search(rf"^\| `{re.escape(module)}` \| \S.*\w.* \|$", text, re.MULTILINE)
+
+
+def test_architecture_names_no_file_that_is_gone() -> None:
+    """Each file that ARCHITECTURE.md names exists."""
+    named = re.findall(
+        r"`((?:backends|batching|gateway|tests|bench)/[\w/.]+\.\w+)`", (ROOT / "ARCHITECTURE.md").read_text()
+    )
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_make_verb_that_a_text_names_exists(path: Path) -> None:
+    """`make something` in a text is a verb of the Makefile."""
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    verbs |= {f"bench-{script.stem}" for script in (ROOT / "bench").glob("*.py")} | {"bench-NAME"}
+    code = re.findall(r"^make ((?:[\w-]+ ?)+)|`make ((?:[\w-]+ ?)+)`", path.read_text(), re.MULTILINE)
+
+    assert {verb for pair in code for verb in " ".join(pair).split()} - verbs == set()
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    """Links between the texts, and to files and headings, resolve."""
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text())):
+        file, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        there = path.parent / file if file else path
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            dead.append(target)
+
+    assert dead == []
+
+
+@pytest.mark.parametrize(("name", "code"), blocks("toml"))
+def test_every_toml_block_is_a_config_that_loads(name: str, code: str, tmp_path: Path) -> None:
+    """A block of gateway.toml in a text is accepted as it stands, beside a model where it names none."""
+    file = tmp_path / "gateway.toml"
+    model = '[[models]]\nname = "m"\nreleases = [{ source = "echo" }]\n'
+    file.write_text(code if "models" in tomllib.loads(code) else f"{code}\n{model}")
+
+    assert config.load(file).models, name
+
+
+@pytest.mark.parametrize(("name", "code"), blocks("python"))
+def test_every_python_block_is_python(name: str, code: str) -> None:
+    """A block of Python in a text parses."""
+    ast.parse(code, name)
+
+
+def test_the_changelog_knows_this_version() -> None:
+    """CHANGELOG.md has a heading for the version in pyproject.toml."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_generated_pages_are_up_to_date() -> None:
+    """`make docs` would change nothing: metrics and subcommands in docs/ are those of the code."""
+    run = subprocess.run(
+        [sys.executable, ROOT / "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 0, run.stdout + run.stderr
