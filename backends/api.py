@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
 ErrorKind = Literal["unreachable", "overloaded", "rejected", "broken"]
+FormatKind = Literal["text", "json_object", "json_schema", "regex", "choice", "lark"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,38 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; `parameters` is the JSON schema of its arguments, enforced when `strict`."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, object] = field(default_factory=dict, hash=False)
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model may, must not or must call a tool; "required" with a `name` forces that one."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The shape an answer must have: a JSON `schema`, a `pattern` (regex or lark), or one of `choices`.
+
+    `strict` refuses a schema with keywords that cannot be enforced; otherwise those keywords are ignored.
+    """
+
+    kind: FormatKind = "text"
+    schema: Mapping[str, object] = field(default_factory=dict, hash=False)
+    pattern: str = ""
+    choices: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A parsed request. Exactly one of `messages` (chat) and `prompts` (completion) is given.
 
@@ -71,6 +104,10 @@ class Call:
     logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat()
     tenant: str = "anonymous"
     body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
