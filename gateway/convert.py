@@ -65,9 +65,7 @@ class Converter:
         value = self._text(raw, is_secret=kind.is_secret) if isinstance(raw, str) else raw
         if written := kind.marker(Written):
             value = _read(written, value, kind=kind, raw=raw)
-        elif (kind.choices and not _is_one_of(value, kind.choices)) or (
-            not kind.choices and type(value) is not kind.bare
-        ):
+        elif not _fits(kind, value):
             raise _wrong(kind, raw)
         _check_bounds(kind, value, raw=raw)
         return self._resolved(kind.marker(FilePath), value)
@@ -79,7 +77,8 @@ class Converter:
 
     def _text(self, raw: str, *, is_secret: bool) -> str:
         text = _VARIABLE.sub(self._variable, raw)
-        return self._from_file(text) if is_secret and text.startswith("file:") else text
+        # The file decides what is a path: a variable that holds "file:…" is taken as it is.
+        return self._from_file(text, raw=raw) if is_secret and raw.startswith("file:") else text
 
     def _variable(self, match: re.Match[str]) -> str:
         if match[0] == "$${":
@@ -91,27 +90,26 @@ class Converter:
             raise ValueError(f"needs the environment variable {name}, which is not set")
         return self._environment[name]
 
-    def _from_file(self, text: str) -> str:
+    def _from_file(self, text: str, *, raw: str) -> str:
         file = self._folder / text.removeprefix("file:")
         try:
             secret = file.read_text("utf-8").removesuffix("\n").removesuffix("\r")
         except OSError as exc:
-            raise ValueError(f"names the file {file}, which cannot be read: {exc.strerror}") from exc
-        except UnicodeDecodeError:
-            raise ValueError(f"names the file {file}, which is not UTF-8 text") from None
+            raise ValueError(f"is {_shown(raw)}, which cannot be read: {exc.strerror}") from exc
+        except ValueError:
+            raise ValueError(f"is {_shown(raw)}, which is not a file of UTF-8 text") from None
         if not secret:
-            raise ValueError(f"names the file {file}, which is empty")
+            raise ValueError(f"is {_shown(raw)}, which is empty")
         return secret
 
     def _meant(self, key: str, fields: Iterable[str]) -> str:
         if guess := nearest(key, fields):
             return guess
-        elsewhere = [
-            heading for heading, table in tables_of(self._root) if key in {each.key for each in fields_of(table)}
-        ]
-        return (
-            f"it belongs under {' or '.join(elsewhere)}" if elsewhere else f"the settings here are {', '.join(fields)}"
+        tables = tables_of(self._root)
+        elsewhere = " or ".join(
+            heading for heading, table in tables if any(key == each.key for each in fields_of(table))
         )
+        return f"it belongs under {elsewhere}" if elsewhere else f"the settings here are {', '.join(fields)}"
 
     def _note(self, path: KeyPath, text: str) -> None:
         self.problems.append(Problem(path, text))
@@ -154,8 +152,11 @@ def _read(written: Written, value: object, *, kind: Kind, raw: object) -> object
     return parsed
 
 
-def _is_one_of(value: object, choices: tuple[object, ...]) -> bool:
-    return any(type(value) is type(choice) and value == choice for choice in choices)
+def _fits(kind: Kind, value: object) -> bool:
+    # Compared by type as well: True equals 1, and 8.0 equals 8.
+    if kind.choices:
+        return any(type(value) is type(choice) and value == choice for choice in kind.choices)
+    return type(value) is kind.bare
 
 
 def _check_bounds(kind: Kind, value: object, *, raw: object) -> None:

@@ -5,6 +5,7 @@ Refuses to know the settings; it reads TOML only as far as finding the line of a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -48,7 +49,11 @@ def describe(problems: Iterable[str]) -> str:
 
 def path_text(path: KeyPath) -> str:
     """Write a path as people do: models[0].releases[1].source."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{_quoted(part)}" for part in path).removeprefix(".")
+
+
+def _quoted(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def sentences(problems: Iterable[Problem], *, file: str, text: str) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from gateway.fields import Doc, FilePath, Items, Key, Pattern, Range, Secret, Wr
 from gateway.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
 
 _MIB = 1 << 20
+# A frame to a worker holds 64 MiB, and a call as a frame is never much larger than its body.
+_LARGEST_BODY = 48 * _MIB
 _DATA, _ADMIN = Address("127.0.0.1", 8000), Address("127.0.0.1", 8001)
 
 
@@ -91,7 +93,7 @@ class Server:
         tuple[Annotated[str, _HOST], ...],
         Doc("Host names that callers may use besides loopback names and the listen address."),
     ] = ()
-    max_body_bytes: Annotated[Size, Range(1 << 10, 48 * _MIB), Doc("Largest request body.")] = 32 * _MIB
+    max_body_bytes: Annotated[Size, Range(1 << 10, _LARGEST_BODY), Doc("Largest request body.")] = 32 * _MIB
     request_timeout_s: Annotated[
         Duration, Range(1, 86400), Doc("Longest time one call may take, waiting included.")
     ] = 600
