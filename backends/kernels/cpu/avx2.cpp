@@ -1,0 +1,5 @@
+#include "simd_avx2.h"
+
+#include "ops_inl.h"
+
+TIDEGATE_OPS(avx2)
