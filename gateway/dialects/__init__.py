@@ -43,7 +43,7 @@ class Dialect(Protocol):
     """One endpoint of one API."""
 
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
-        """Read a request body. Refuses (400) what it cannot mean, naming the field by its path; keeps unknown fields."""
+        """Read a body, keeping unknown fields; refuses (400) what it cannot mean, naming the field by its path."""
         ...
 
     def answer(self, call: Call, *, now: float) -> Answer:
