@@ -83,6 +83,11 @@ def test_an_error_lists_its_problems_a_line_each() -> None:
         ("[batching]\nmax_batch = 8.0", "batching.max_batch is 8.0; it must be a whole number, from 1 to 256"),
         ("[auth]\nopen = 'yes'", 'auth.open is "yes"; it must be true or false'),
         ("[log]\nlevel = 'loud'", 'log.level is "loud"; it must be one of "debug", "info", "warning", "error"'),
+        ("[batching]\nblock_tokens = 16.0", "batching.block_tokens is 16.0; it must be one of 8, 16, 32, 64, 128"),
+        (
+            "[[models]]\nname = 'n'\nreleases = [{ source = 3 }]",
+            'models[0].releases[0].source is 3; it must be "package:',
+        ),
         ("[log]\nlevel = 1979-05-27", "log.level is a date or time; it must be one of"),
         (
             "[server]\nrequest_timeout = 30",
@@ -188,6 +193,13 @@ def test_a_consequence_of_a_mistake_is_not_told(refused: Refused) -> None:
     problems = refused(text, model=MODEL.replace('"m"', '"m m"'))
 
     assert [problem.split()[1] for problem in problems] == ["tenants[0].keys[0]", "models[0].name"]
+
+
+def test_tables_of_the_wrong_type_have_no_names_in_common(refused: Refused) -> None:
+    """Two broken models are not also two models of the same name."""
+    problems = refused("models = [3, 3]\n", model="")
+
+    assert [problem.split()[1] for problem in problems] == ["models[0]", "models[1]"]
 
 
 def test_unrelated_rules_are_checked_beside_broken_values(refused: Refused) -> None:
