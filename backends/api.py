@@ -215,3 +215,13 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Cancel what is running and free the connection; calling it twice is fine."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running endpoint of a release of a model; `id` is unique in this gateway and stays over restarts."""
+
+    id: str
+    model: str
+    release: str
+    backend: Backend

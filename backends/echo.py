@@ -1,0 +1,135 @@
+"""A deterministic backend without a model: says the last user message again, word by word; a word is a token.
+
+A message can ask for trouble by a first word, so that clients and the gateway itself can be tried against it:
+`echo:error` fails before the first token and `echo:error=3` after three; `echo:overloaded` and `echo:rejected` refuse;
+`echo:stall=3` says three words and then nothing until the call is cancelled; `echo:repeat=100` says the rest 100 times.
+
+Refuses to know time and randomness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from backends.api import BackendError, Call, Delta, Finish, Health, Usage
+from backends.stops import StopText
+
+_WORD = re.compile(r"\s*\S+|\s+$")
+_DIRECTIVE = re.compile(r"echo:(error|overloaded|rejected|stall|repeat)(?:=([0-9]{1,6}))?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What the echo of one message will do; `limit` is the number of words after which `trouble` begins."""
+
+    words: tuple[str, ...]
+    trouble: str = ""
+    limit: int = 0
+
+
+def script(text: str) -> Script:
+    """Read the directive in front of a message, if there is one."""
+    if (match := _DIRECTIVE.match(text)) is None:
+        return Script(tuple(_WORD.findall(text)))
+    rest, number = text[match.end() :], int(match[2] or 0)
+    if match[1] == "repeat":
+        return Script(tuple(_WORD.findall(" ".join([rest] * number))))
+    return Script(tuple(_WORD.findall(rest)), match[1], number)
+
+
+class EchoBackend:
+    """Answers at once and keeps nothing between calls but their number."""
+
+    def __init__(self, model: str = "echo", *, context_tokens: int = 1 << 20) -> None:
+        self._model, self._context_tokens = model, context_tokens
+        self._running = 0
+
+    async def stream(self, call: Call) -> AsyncIterator[Delta]:
+        """Say each prompt's last user message again, the answers one after the other."""
+        self._running += 1
+        try:
+            async with aclosing(self._stream(call)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._running -= 1
+
+    async def health(self) -> Health:
+        """Report ready, always."""
+        return Health(ready=True, running=self._running, slots=256, context_tokens=self._context_tokens)
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    async def _stream(self, call: Call) -> AsyncGenerator[Delta]:
+        prompts = _prompts(call)
+        counts = Usage(_prompt_tokens(call), 0)
+        if counts.prompt_tokens >= self._context_tokens:
+            raise _too_long(call, counts.prompt_tokens, self._context_tokens)
+        scripts = [
+            (script(prompt), index) for index, prompt in enumerate(p for p in prompts for _ in range(call.choices))
+        ]
+        _refuse(scripts[0][0])
+        yield Delta(usage=counts)
+        spoken = 0
+        for lines, index in scripts:
+            for delta in _speak(call, lines, index):
+                spoken += delta.tokens
+                is_last = delta.finish is not None and index == len(scripts) - 1
+                await asyncio.sleep(0)  # a turn for everybody else: a long echo must not starve the loop
+                usage = Usage(counts.prompt_tokens, spoken) if is_last else None
+                yield Delta(index, delta.text, delta.tokens, delta.finish, usage=usage)
+            if lines.trouble == "stall":
+                await asyncio.Event().wait()
+
+
+def _speak(call: Call, lines: Script, index: int) -> Iterator[Delta]:
+    """Turn a script into deltas, the last with its finish; a stall ends without one."""
+    stops = StopText(call.stop)
+    allowed = len(lines.words) if call.max_tokens is None else min(call.max_tokens, len(lines.words))
+    for spoken, word in enumerate(lines.words[:allowed], start=1):
+        if lines.trouble and spoken > lines.limit:
+            break
+        text = stops.push(word)
+        if stops.is_hit:
+            yield Delta(index, text, 1, "stop")
+            return
+        yield Delta(index, text, 1)
+    if lines.trouble == "error":
+        raise BackendError("broken", f"echo:error asked for a failure after {lines.limit} words")
+    if lines.trouble != "stall":
+        finish: Finish = "stop" if allowed == len(lines.words) else "length"
+        yield Delta(index, stops.flush(), 0, finish)
+
+
+def _refuse(lines: Script) -> None:
+    if lines.trouble == "error" and not lines.limit:
+        raise BackendError("unreachable", "echo:error asked for a failure before the first word", retryable=True)
+    if lines.trouble == "overloaded":
+        raise BackendError("overloaded", "echo:overloaded asked for this refusal", retryable=True, retry_after_s=1.0)
+    if lines.trouble == "rejected":
+        raise BackendError("rejected", "echo:rejected asked for this refusal", code="echo_rejected", param=None)
+
+
+def _prompts(call: Call) -> list[str]:
+    if call.prompts:
+        return [p if isinstance(p, str) else " ".join(map(str, p)) for p in call.prompts]
+    return [next((m.text for m in reversed(call.messages) if m.role == "user"), "")]
+
+
+def _prompt_tokens(call: Call) -> int:
+    texts = _prompts(call) if call.prompts else [message.text for message in call.messages]
+    return sum(len(_WORD.findall(text)) for text in texts)
+
+
+def _too_long(call: Call, prompt_tokens: int, context_tokens: int) -> BackendError:
+    return BackendError(
+        "rejected",
+        f"the prompt has {prompt_tokens} tokens, but the model's context is {context_tokens}; shorten it",
+        code="context_length_exceeded",
+        param="prompt" if call.prompts else "messages",
+    )
