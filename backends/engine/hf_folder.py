@@ -1,0 +1,160 @@
+"""A Hugging Face folder as a checkpoint: config.json, safetensors, tokenizer.json. Refuses to know GGUF."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from backends.engine import safetensors_file, tokens
+from backends.engine.problems import CheckpointError
+from backends.engine.runner import ModelSpec
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+TOP = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+LAYER = {
+    "attention.norm": "input_layernorm", "attention.q": "self_attn.q_proj", "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj", "attention.o": "self_attn.o_proj", "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm", "ffn.norm": "post_attention_layernorm", "ffn.gate": "mlp.gate_proj",
+    "ffn.up": "mlp.up_proj", "ffn.down": "mlp.down_proj",
+}  # fmt: skip
+
+
+class HfFolder:
+    """See `weights.Source`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_json(folder / "config.json")
+        parts = _parts(folder)
+        self.files = (folder / "config.json", *parts)
+        self.tensors = {name: tensor for part in parts for name, tensor in safetensors_file.read(part).items()}
+        self.spec = self._read_spec()
+        self.rope_factors = self._read_rope_factors()
+
+    @cached_property
+    def tokenizer(self) -> tokens.Tokenizer:
+        """Built on first use."""
+        settings_file, template_file = self.folder / "tokenizer_config.json", self.folder / "chat_template.jinja"
+        settings = read_json(settings_file) if settings_file.exists() else {}
+        template = template_file.read_text() if template_file.exists() else settings.get("chat_template")
+        return tokens.from_folder(self.folder / "tokenizer.json", settings, self._eos_ids(), template)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """See `weights.Source`."""
+        tensor = self.tensors.get(_stored_name(name))
+        return tensor.shape if tensor else None
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """See `weights.Source`."""
+        return self.tensors[_stored_name(name)].as_float32()
+
+    def raw(self, name: str) -> tuple[str, NDArray[np.uint8]]:
+        """See `weights.Source`."""
+        tensor = self.tensors[_stored_name(name)]
+        return tensor.type, tensor.bytes.reshape(math.prod(tensor.shape[:-1]), -1)
+
+    def _read_spec(self) -> ModelSpec:
+        architecture = self.config.get("model_type")
+        if architecture not in ARCHITECTURES:
+            raise self._problem(f"model_type {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are")
+        self._refuse_variants()
+        heads, hidden = self._count("num_attention_heads"), self._count("hidden_size")
+        return ModelSpec(
+            architecture=architecture,
+            layers=self._count("num_hidden_layers"),
+            hidden=hidden,
+            ffn=self._count("intermediate_size"),
+            heads=heads,
+            kv_heads=self._count("num_key_value_heads", heads),
+            head_dim=self._count("head_dim", hidden // heads),
+            vocabulary=self._count("vocab_size"),
+            context_tokens=self._count("max_position_embeddings"),
+            norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(self._rope().get("rope_theta", self.config.get("rope_theta", 10000.0))),
+            tied_head="lm_head.weight" not in self.tensors,
+            attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
+            qk_norm="model.layers.0.self_attn.q_norm.weight" in self.tensors,
+        )
+
+    def _refuse_variants(self) -> None:
+        """Refuse what would compute wrong answers in silence."""
+        if self.config.get("hidden_act", "silu") != "silu":
+            raise self._problem(f"hidden_act {self.config['hidden_act']!r} is not supported; silu is")
+        for key in ("use_sliding_window", "mlp_bias", "quantization_config"):
+            if self.config.get(key):
+                raise self._problem(f"{key} is set, which is not supported")
+
+    def _read_rope_factors(self) -> NDArray[np.float32] | None:
+        rope, half = self._rope(), self.spec.head_dim // 2
+        match rope.get("rope_type", rope.get("type", "default")):
+            case "default":
+                return None
+            case "linear":
+                return np.full(half, float(rope["factor"]), np.float32)
+            case "llama3":
+                return llama3_factors(rope, self.spec.rope_theta, half)
+            case other:
+                raise self._problem(f"rope scaling {other!r} is not supported; linear and llama3 are")
+
+    def _rope(self) -> dict[str, Any]:
+        return self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+
+    def _eos_ids(self) -> list[int]:
+        generation = self.folder / "generation_config.json"
+        config = read_json(generation) if generation.exists() else self.config
+        found = config.get("eos_token_id")
+        return found if isinstance(found, list) else [found] if isinstance(found, int) else []
+
+    def _count(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or not 0 < value < 1 << 31:
+            raise self._problem(f"{key} is {value!r}; a positive count is needed")
+        return value
+
+    def _problem(self, text: str) -> CheckpointError:
+        return CheckpointError(f"{self.folder / 'config.json'}: {text}")
+
+
+def llama3_factors(rope: dict[str, Any], theta: float, half: int) -> NDArray[np.float32]:
+    """Divide slow frequencies by `factor`, keep fast ones, and blend between the two wavelengths of Llama 3."""
+    wavelength = 2 * math.pi * theta ** (np.arange(half) / half)
+    low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    kept = np.clip((original / wavelength - low) / (high - low), 0, 1)
+    factors: NDArray[np.float32] = (1 / (kept + (1 - kept) / rope["factor"])).astype(np.float32)
+    return factors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object; raises CheckpointError."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as exc:
+        raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: a JSON object is needed")
+    return value
+
+
+def _parts(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    names = read_json(index).get("weight_map", {}).values()
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index}: weight_map must name files of this folder")
+    return [folder / name for name in sorted(set(names))]
+
+
+def _stored_name(name: str) -> str:
+    part, _, end = name.rpartition(".")
+    if part in TOP:
+        return f"{TOP[part]}.{end}"
+    _, layer, inside = part.split(".", 2)
+    return f"model.layers.{layer}.{LAYER[inside]}.{end}"

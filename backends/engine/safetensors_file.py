@@ -1,0 +1,80 @@
+"""Map a safetensors file. Refuses to know what its tensors mean.
+
+The `safetensors` package's numpy side cannot read bf16 and copies what it reads; the format is one JSON header.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from backends.engine.problems import CheckpointError
+
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor's bytes in the mapped file, with their type and shape."""
+
+    shape: tuple[int, ...]
+    type: str
+    bytes: NDArray[np.uint8]
+
+    def as_float32(self) -> NDArray[np.float32]:
+        """Return the values; a bf16 is the upper half of a float32."""
+        if self.type == "BF16":
+            wide = self.bytes.view("<u2").astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(self.shape)
+        dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[self.type]
+        return self.bytes.view(dtype).astype(np.float32).reshape(self.shape)
+
+
+def read(path: Path) -> dict[str, StoredTensor]:
+    """Map the file and check its table; raises CheckpointError for anything that is not a whole safetensors file."""
+    try:
+        with path.open("rb") as file:
+            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
+        raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
+    size = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or size > len(view) - 8:
+        raise CheckpointError(f"{path}: not a whole safetensors file: its header claims {size} of {len(view)} bytes")
+    table = _table(path, view[8 : 8 + size])
+    area = np.frombuffer(view, np.uint8, offset=8 + size)
+    return {name: _stored(path, name, entry, area) for name, entry in table.items() if name != "__metadata__"}
+
+
+def _table(path: Path, header: bytes) -> dict[str, Any]:
+    try:
+        table = orjson.loads(header)
+    except orjson.JSONDecodeError as exc:
+        raise CheckpointError(f"{path}: not a safetensors file: its header is not JSON: {exc}") from exc
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: not a safetensors file: its header is not an object")
+    return table
+
+
+def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8]) -> StoredTensor:
+    match entry:
+        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
+            isinstance(size, int) and size > 0 for size in shape
+        ):
+            pass
+        case _:
+            raise CheckpointError(f"{path}: the table's entry for {name!r} is malformed")
+    if kind not in WIDTHS:
+        raise CheckpointError(f"{path}: tensor {name!r} is {kind}; {', '.join(WIDTHS)} are read")
+    if not 0 <= start <= end <= len(area) or end - start != math.prod(shape) * WIDTHS[kind]:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of shape {shape} lies at bytes {start} to {end} of {len(area)}; "
+            "the file is truncated or damaged: download it again"
+        )
+    return StoredTensor(tuple(shape), kind, area[start:end])
