@@ -162,6 +162,11 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     usage: Usage | None = None
 
+    @property
+    def says_something(self) -> bool:
+        """Whether a client can see it: text, a token's logprob, a tool call or an end; counts alone are not."""
+        return bool(self.text or self.finish or self.logprobs or self.tool_calls)
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
