@@ -1,1 +1,278 @@
-"""The engine: plans a step, runs it, samples, and turns tokens into text."""
+"""The engine: calls in, one step after the other, deltas out. Used from one thread, but for `prepare`.
+
+Refuses to know processes, sockets, clocks and what computes a step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from secrets import randbits
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.api import BackendError, Call, Delta, Sampling
+from backends.engine.answer import Answer, Answering, Tokenizer
+from backends.engine.layout import batch_of
+from backends.engine.problems import TemplateError
+from backends.engine.runner import Runner
+from backends.engine.sampler import Choice, Rules, Sampler
+from backends.stops import StopText
+from batching.blocks import Blocks
+from batching.scheduler import Limits, Plan, Scheduler, Sequence
+
+Event = tuple[str, Delta | BackendError]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A call whose prompts are tokens and fit the context."""
+
+    call: Call
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Load and totals since start, as of the last step."""
+
+    running: int = 0
+    waiting: int = 0
+    held: int = 0
+    slots: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_known: int = 0
+    steps: int = 0
+    computed_tokens: int = 0
+    sampled_tokens: int = 0
+    preemptions: int = 0
+
+
+class Engine:
+    """One model replica: who computes what is the scheduler's, how is the runner's, what it says is the tokenizer's."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, limits: Limits, *, context_tokens: int) -> None:
+        self._runner, self._tokenizer, self._limits = runner, tokenizer, limits
+        self.context_tokens = context_tokens
+        self.blocks = Blocks(runner.kv_blocks, runner.block_tokens)
+        self._scheduler = Scheduler(self.blocks, limits)
+        self._calls: dict[str, Answering] = {}
+        self._answers: dict[Sequence, Answer] = {}
+        self._arrivals = 0
+        self._pace: deque[float] = deque(maxlen=64)
+        self.stats = Stats(slots=limits.max_batch, kv_blocks_total=runner.kv_blocks)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing until something is submitted or resumed."""
+        return self._scheduler.is_idle
+
+    @property
+    def unanswered(self) -> int:
+        """How many calls are not finished."""
+        return len(self._calls)
+
+    def prepare(self, call: Call) -> Prepared:
+        """Turn a call's prompts into tokens and check them; another thread may do this, as it can take a while."""
+        prompts = self._tokens(call)
+        for prompt in prompts:
+            self._check(call, prompt)
+        return Prepared(call, prompts)
+
+    def submit(self, prepared: Prepared, now: float) -> None:
+        """Let a call stand in line; BackendError when the line is full."""
+        call = prepared.call
+        if call.id in self._calls:
+            raise BackendError("rejected", f"a call with the id {call.id} is already running", code="duplicate_id")
+        if self._scheduler.is_full:
+            raise self._overloaded(now)
+        answering = self._calls[call.id] = Answering(call, sum(map(len, prepared.prompts)), unfinished=call.sequences)
+        for prompt in prepared.prompts:
+            self._join(answering, prompt)
+
+    def cancel(self, call_id: str) -> None:
+        """Forget a call and free its blocks; one that has ended is fine."""
+        if (answering := self._calls.pop(call_id, None)) is not None:
+            for answer in answering.answers:
+                self._end(answer)
+
+    def hold(self, call_id: str) -> None:
+        """Compute nothing for a call until `resume`; one that has ended is fine."""
+        for answer in self._unfinished(call_id):
+            self._scheduler.hold(answer.sequence)
+
+    def resume(self, call_id: str) -> None:
+        """Go on with a call that was on hold."""
+        for answer in reversed(self._unfinished(call_id)):
+            self._scheduler.resume(answer.sequence)
+
+    def step(self, now: float) -> list[Event]:
+        """Compute one step; return what it brought for which call."""
+        plan = self._scheduler.plan()
+        logits = self._compute(plan)
+        chosen, failed = self._choose(plan, logits)
+        self._scheduler.advance(plan)
+        told = self._take(chosen, now)
+        self._count(plan, len(chosen))
+        return failed + told
+
+    def fail_running(self, message: str) -> list[Event]:
+        """After a step that raised: end every call that was part of it, and trust no block's content any more."""
+        running = {answer.answering.call.id for sequence, answer in self._answers.items() if sequence.table}
+        for call_id in running:
+            self.cancel(call_id)
+        self.blocks.forget_all()
+        self._count(Plan([], []), 0)
+        return [(call_id, BackendError("broken", message)) for call_id in running]
+
+    def _compute(self, plan: Plan) -> NDArray[np.float32]:
+        for source, target in plan.copies:
+            self._runner.copy_block(source, target)
+        if not plan.chunks:
+            return np.empty((0, self._runner.spec.vocabulary), np.float32)
+        return self._runner.forward(batch_of(plan.chunks))
+
+    def _choose(self, plan: Plan, logits: NDArray[np.float32]) -> tuple[list[tuple[Answer, Choice]], list[Event]]:
+        """Sample the next tokens; a call whose row cannot be sampled ends with an error, and only that call."""
+        chosen: list[tuple[Answer, Choice]] = []
+        failed: list[Event] = []
+        best = logits.argmax(axis=1)  # the first NaN of a row, if it has one
+        is_sound = np.isfinite(logits[np.arange(len(best)), best])
+        for row, chunk in enumerate(c for c in plan.chunks if c.is_last):
+            if (answer := self._answers.get(chunk.sequence)) is None:
+                continue  # another answer of the same call failed in this step
+            if not is_sound[row]:
+                failed.append(self._fail(answer, "the model computed no finite logits for this call"))
+            elif answer.sampler is None:
+                chosen.append((answer, Choice(int(best[row]))))
+            else:
+                try:
+                    chosen.append((answer, answer.sampler.choose(logits[row], len(chunk.sequence.tokens))))
+                except Exception as exc:  # noqa: BLE001 - whatever a call's own settings cause ends that call alone
+                    failed.append(self._fail(answer, f"sampling failed: {exc!r}"))
+        ended = {call_id for call_id, _ in failed}
+        return [(a, choice) for a, choice in chosen if a.answering.call.id not in ended], failed
+
+    def _take(self, chosen: list[tuple[Answer, Choice]], now: float) -> list[Event]:
+        told: list[Event] = []
+        for answer, choice in chosen:
+            if (delta := answer.take(choice)) is None:
+                continue
+            told.append((answer.answering.call.id, delta))
+            if delta.finish is not None:
+                self._finish(answer, now)
+        return told
+
+    def _finish(self, answer: Answer, now: float) -> None:
+        self._end(answer)
+        self._pace.append(now)
+        if not answer.answering.unfinished:
+            del self._calls[answer.answering.call.id]
+
+    def _fail(self, answer: Answer, message: str) -> Event:
+        """End a call whose blocks may hold nonsense."""
+        for other in answer.answering.answers:
+            self.blocks.forget(other.sequence.table)
+        self.cancel(answer.answering.call.id)
+        return answer.answering.call.id, BackendError("broken", message)
+
+    def _end(self, answer: Answer) -> None:
+        self._scheduler.leave(answer.sequence)
+        self._answers.pop(answer.sequence, None)
+
+    def _unfinished(self, call_id: str) -> list[Answer]:
+        answering = self._calls.get(call_id)
+        return [a for a in answering.answers if a.sequence in self._answers] if answering else []
+
+    def _tokens(self, call: Call) -> list[list[int]]:
+        try:
+            return self._tokenizer.prompt(call)
+        except TemplateError as exc:
+            raise BackendError("rejected", str(exc), code="invalid_messages", param="messages") from exc
+
+    def _check(self, call: Call, prompt: list[int]) -> None:
+        param = "prompt" if call.prompts else "messages"
+        if not prompt:
+            raise BackendError("rejected", "the prompt is empty; send at least one token", param=param)
+        if not 0 <= min(prompt) <= max(prompt) < self._runner.spec.vocabulary:
+            vocabulary = self._runner.spec.vocabulary
+            raise BackendError("rejected", f"token ids go from 0 to {vocabulary - 1} in this model", param=param)
+        if len(prompt) >= self.context_tokens:
+            raise BackendError(
+                "rejected",
+                f"the prompt has {len(prompt)} tokens, but the model's context is {self.context_tokens} tokens, "
+                "at least one of them for the answer; shorten the prompt",
+                code="context_length_exceeded",
+                param=param,
+            )
+
+    def _overloaded(self, now: float) -> BackendError:
+        waiting = len(self._scheduler.waiting)
+        wait_s = seconds_until_place(waiting, self._pace, now)
+        message = f"{waiting} answers wait for a place already; try again in {wait_s:.1f} s"
+        return BackendError("overloaded", message, retryable=True, code="overloaded", retry_after_s=wait_s)
+
+    def _join(self, answering: Answering, prompt: list[int]) -> None:
+        """Let the sequences of one prompt stand in line; the first computes it for all."""
+        call, leader = answering.call, None
+        for choice in range(call.choices):
+            sequence = Sequence(list(prompt), self._arrivals, leader)
+            leader = leader or sequence
+            self._arrivals += 1
+            answer = self._answer(answering, sequence, choice)
+            answering.answers.append(answer)
+            self._answers[sequence] = answer
+            self._scheduler.join(sequence)
+
+    def _answer(self, answering: Answering, sequence: Sequence, choice: int) -> Answer:
+        call, room = answering.call, self.context_tokens - sequence.prompt_tokens
+        return Answer(
+            answering=answering,
+            index=len(answering.answers),
+            sequence=sequence,
+            limit=room if call.max_tokens is None else min(room, call.max_tokens),
+            sampler=sampler_for(call, choice, sequence.tokens, self._tokenizer.eos_ids),
+            tokenizer=self._tokenizer,
+            text=self._tokenizer.detokenizer(),
+            stops=StopText(call.stop),
+        )
+
+    def _count(self, plan: Plan, sampled: int) -> None:
+        """Publish the load; another thread reads `stats`."""
+        scheduler, before = self._scheduler, self.stats
+        self.stats = replace(
+            before,
+            running=scheduler.active,
+            waiting=len(scheduler.waiting),
+            held=len(scheduler.running) - scheduler.active + len(scheduler.parked),
+            kv_blocks_used=self.blocks.used,
+            kv_blocks_known=self.blocks.known,
+            steps=before.steps + bool(plan.chunks),
+            computed_tokens=before.computed_tokens + sum(chunk.count for chunk in plan.chunks),
+            sampled_tokens=before.sampled_tokens + sampled,
+            preemptions=scheduler.preemptions,
+        )
+
+
+def sampler_for(call: Call, choice: int, prompt: list[int], eos_ids: Collection[int]) -> Sampler | None:
+    """Make the sampler of a call's i-th choice; None when the most likely token is always the one."""
+    if is_plain(call.sampling) and call.logprobs is None and not call.min_tokens:
+        return None
+    seed = randbits(63) if call.sampling.seed is None else call.sampling.seed + choice
+    return Sampler(call.sampling, prompt, Rules(seed, eos_ids, call.min_tokens, call.logprobs))
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether sampling is greedy over the logits as they are."""
+    penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+    return sampling.temperature == 0.0 and not penalties and not sampling.logit_bias
+
+
+def seconds_until_place(waiting: int, finished: deque[float], now: float) -> float:
+    """How long a newcomer would wait at the pace at which answers finished lately; a second when that is not known."""
+    if len(finished) < 2 or now <= finished[0]:
+        return 1.0
+    return (waiting + 1) * (now - finished[0]) / len(finished)
