@@ -7,7 +7,7 @@
 SERVE := .venv/.serve
 DEV := .venv/.dev
 PINS := pyproject.toml constraints.txt .ci/venv
-SOURCES := backends batching bench gateway tests
+SOURCES := backends batching bench docs gateway tests
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,7 +35,7 @@ format: $(DEV)  ## let ruff format and fix what it can
 types: $(DEV)  ## run mypy --strict
 	@.venv/bin/mypy
 
-docs: $(SERVE)  ## write the generated pages of docs/ (metrics, settings, command line)
+docs: $(SERVE)  ## write the generated parts of the docs: files, metrics, command line
 	@.venv/bin/python docs/generate.py
 
 bench-%: $(DEV)  ## print one benchmark's table and write build/bench/NAME.json, e.g. make bench-baseline

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,17 @@ def test_the_gateway_process_never_loads_torch() -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert run.stdout.strip() == "[]"
+
+
+def test_every_library_that_we_import_is_declared() -> None:
+    """What the packages import is the standard library, ours, or a dependency in pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    declared = {re.split("[<>=]", each)[0].replace("-", "_") for each in requirements}
+
+    imported = {name.split(".")[0] for path in FILES for name in imports(path)}
+
+    assert imported - declared - sys.stdlib_module_names - set(PACKAGES) == set()
 
 
 def test_every_package_ships() -> None:

@@ -1,0 +1,104 @@
+"""Write the parts of the docs that repeat what the code says; with --check, only say which are out of date.
+
+A part lies between `<!-- begin NAME -->` and `<!-- end NAME -->`; the text around it is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from gateway.cli import parser
+from gateway.metrics import Metrics
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("gateway", "gateway/dialects", "gateway/control", "gateway/admin")
+FOLDERS += ("batching", "backends", "backends/engine", "backends/kernels", "backends/kernels/cpu")
+
+
+def files_table() -> str:
+    """Say of each file of the packages what it is for, in its own first sentence."""
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.*"), key=package_first)]
+    rows = [f"| `{path.relative_to(ROOT)}` | {sentence} |" for path in paths if (sentence := purpose(path))]
+    return "\n".join(["| file | what it is for |", "|---|---|", *rows])
+
+
+def package_first(path: Path) -> tuple[bool, str]:
+    """Sort a package's own sentence before those of its files."""
+    return path.name != "__init__.py", path.name
+
+
+def purpose(path: Path) -> str:
+    """Give the first sentence of a Python file's docstring or of a C++ file's first comment."""
+    text = ""
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    elif path.suffix in {".cpp", ".h"} and (comment := re.match(r"(?://.*\n)+", path.read_text())):
+        text = comment[0].replace("//", "")
+    return first_sentence(text)
+
+
+def first_sentence(text: str) -> str:
+    """Cut after the first full stop that ends a sentence, on one line."""
+    return re.split(r"(?<=\.)\s", " ".join(text.split()))[0].replace("|", "\\|")
+
+
+def metrics_table() -> str:
+    """List every series with its kind, labels and help."""
+    lines = ["| series | kind | labels | what it says |", "|---|---|---|---|"]
+    for series in vars(Metrics()).values():
+        if isinstance(series, MetricWrapperBase):
+            (family,) = series.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = ", ".join(f"`{label}`" for label in series._labelnames)  # noqa: SLF001 - it has no public name
+            lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Show the help of every subcommand."""
+    return "\n\n".join(f"## {each.prog}\n\n```\n{each.format_help().strip()}\n```" for each in subcommands(parser()))
+
+
+def subcommands(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser and those below it."""
+    yield of
+    for action in of._actions:  # noqa: SLF001 - argparse has no public way to ask
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for below in dict.fromkeys(action.choices.values()):
+                yield from subcommands(below)
+
+
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "files": ("ARCHITECTURE.md", files_table),
+    "metrics": ("docs/metrics.md", metrics_table),
+    "commands": ("docs/cli.md", commands),
+}
+
+
+def main() -> int:
+    """Write all parts, or with --check compare them."""
+    stale = []
+    for name, (file, write) in PARTS.items():
+        path = ROOT / file
+        marked = re.compile(rf"(?<=<!-- begin {name} -->\n).*?(?=\n<!-- end {name} -->)", re.DOTALL)
+        text, part = path.read_text(), write()
+        fresh = marked.sub(lambda _, part=part: part, text)  # type: ignore[misc]
+        if fresh != text:
+            stale.append(file)
+            if "--check" not in sys.argv:
+                path.write_text(fresh)
+    if stale and "--check" in sys.argv:
+        sys.stdout.write(f"out of date, run `make docs`: {', '.join(stale)}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
