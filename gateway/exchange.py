@@ -5,8 +5,12 @@ Refuses to know sockets, framing and which server library runs underneath.
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Mapping
 from typing import Protocol
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Exchange(Protocol):
@@ -70,3 +74,9 @@ async def respond(exchange: Exchange, status: int, headers: Mapping[str, str], b
     await exchange.start(status, {**headers, "content-length": str(len(body))})
     await exchange.write(body)
     await exchange.end()
+
+
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """Return the client's own x-request-id if it is well-formed, else a new one."""
+    theirs = headers.get("x-request-id", "")
+    return theirs if _REQUEST_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,74 @@
+"""What answers which path of the admin port: health and metrics for everybody, the state for who has the token.
+
+Refuses to know how replicas are run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from gateway.auth import has_key, key_hash
+from gateway.chat import RequestPath
+from gateway.exchange import Exchange
+from gateway.guard import Guard
+from gateway.refusal import Refusal
+from gateway.routes import Answering, alive, allowed, ready, refuse, respond_json, series
+
+
+@dataclass(slots=True)
+class AdminPort:
+    """Health, metrics and state of one gateway."""
+
+    path: RequestPath
+    guard: Guard
+    token: str = field(repr=False)
+    version: str
+    started: float = field(default_factory=time.monotonic)
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer whatever is asked of the admin port."""
+        try:
+            self.guard.check(exchange.headers)
+            await self._answering(exchange)(exchange)
+        except Refusal as refusal:
+            await refuse(exchange, refusal)
+
+    def _answering(self, exchange: Exchange) -> Answering:
+        answering = {
+            "/healthz": alive,
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+            "/admin/status": self._status,
+        }.get(exchange.path)
+        if answering is None:
+            raise Refusal(404, "not_found", f"there is nothing at {exchange.path[:128]} on the admin port")
+        return allowed(exchange, ("GET", "HEAD"), answering)
+
+    async def _ready(self, exchange: Exchange) -> None:
+        await ready(exchange, await self.path.health())
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        await series(exchange, self.path)
+
+    async def _status(self, exchange: Exchange) -> None:
+        """Tell the version, the uptime and each replica's load."""
+        if not has_key(exchange.headers, key_hash(self.token)):
+            raise Refusal(
+                401,
+                "invalid_admin_token",
+                "the admin token is needed: send `Authorization: Bearer TOKEN` with admin_token of gateway.toml or, "
+                "if that is empty, the content of run_dir/admin-token",
+            )
+        uptime_s = round(time.monotonic() - self.started, 1)
+        replicas = [
+            {
+                "id": replica.id,
+                "model": replica.model,
+                "release": replica.release,
+                "outstanding": self.path.outstanding[replica.id],
+                **asdict(await replica.backend.health()),
+            }
+            for replica in self.path.replicas()
+        ]
+        await respond_json(exchange, 200, {"version": self.version, "uptime_s": uptime_s, "replicas": replicas})

@@ -1,0 +1,137 @@
+"""The composition root: what a gateway is built of, in which order it starts, drains and stops.
+
+Refuses to know the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+
+from gateway.admin.port import AdminPort
+from gateway.auth import open_tenants
+from gateway.chat import RequestPath
+from gateway.console import Console
+from gateway.control.pool import Pool
+from gateway.guard import Guard
+from gateway.http1 import Port
+from gateway.log import LibraryLines, Log
+from gateway.metrics import Metrics
+from gateway.readiness import Readiness
+from gateway.routes import DataPort
+from gateway.routing import Models
+from gateway.rundir import admin_token, open_run_dir
+from gateway.settings import Config
+
+_LAST_WORDS_S = 2.0
+
+
+class Gateway:
+    """Everything of one gateway process; `start`, then `drain` as long as there is time, then `close`."""
+
+    def __init__(self, config: Config, *, run_dir: Path, token: str, log: Log, console: Console) -> None:
+        server = config.server
+        self._config, self._log, self._console = config, log, console
+        self._readiness = Readiness(most=config.batching.max_waiting, patience_s=config.worker.start_timeout_s)
+        self._metrics = Metrics()
+        self._pool = Pool(config, run_dir, self._pool_event)
+        path = RequestPath(
+            server=server,
+            tenants=open_tenants(config),
+            models=Models(config.models),
+            replicas=lambda: self._pool.replicas,
+            readiness=self._readiness,
+            metrics=self._metrics,
+            log=log,
+        )
+        self._data = DataPort(path, Guard(server.listen, server.allowed_hosts))
+        admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, version("tidegate"))
+        self._data_port, self._admin_port = Port(self._data.answer), Port(admin.answer)
+        self.address, self.admin_address = server.listen, server.admin_listen
+
+    async def start(self) -> None:
+        """Listen, then start the workers: health and early calls are answered meanwhile."""
+        server = self._config.server
+        self.address = await self._data_port.listen(server.listen)
+        self.admin_address = await self._admin_port.listen(server.admin_listen)
+        self._log.event("listening", address=str(self.address), admin=str(self.admin_address))
+        await self._pool.start()
+
+    async def drain(self) -> None:
+        """Take nothing new and wait until every call has been answered."""
+        self._data.is_draining = True
+        await self._data_port.stop_accepting()
+        await self._data_port.idle()
+
+    async def close(self) -> None:
+        """Stop the workers, which ends what still runs with an error its client sees, and then the ports."""
+        self._readiness.close()
+        await self._pool.close()
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._data_port.idle()
+        except TimeoutError:
+            self._log.event("cut_off", level="warning")
+        await self._data_port.close()
+        await self._admin_port.close()
+        self._log.event("stopped")
+
+    def _pool_event(self, name: str, replica: str, **fields: object) -> None:
+        """Tell everybody who cares that a replica has changed."""
+        model = next((each.model for each in self._pool.replicas if each.id == replica), "")
+        match name:
+            case "loading":
+                self._console.loading(replica, str(fields["what"]), float(str(fields["fraction"])))
+                return
+            case "ready":
+                self._console.ready(replica, self.address, model)
+            case "restarting":
+                self._metrics.worker_restarts.labels(model, replica).inc()
+        self._log.write("info", f"worker_{name}", {"replica": replica, **fields})
+        self._readiness.ring()
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: the first asks for a drained stop, the second for one at once."""
+
+    def __init__(self) -> None:
+        self.asked, self.insisted = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._take)
+
+    def _take(self) -> None:
+        (self.insisted if self.asked.is_set() else self.asked).set()
+
+
+async def serve(config: Config, console: Console) -> None:
+    """Run a gateway until a signal stops it. OSError when a port is taken, RunDirError when there is no folder."""
+    signals = StopSignals()
+    log = Log(level=config.log.level, form=config.log.format)
+    logging.getLogger().addHandler(LibraryLines(log))
+    with ExitStack() as stack:
+        run_dir = stack.enter_context(open_run_dir(config.server.run_dir))
+        token = stack.enter_context(admin_token(run_dir, config.server.admin_token))
+        gateway = Gateway(config, run_dir=run_dir, token=token, log=log, console=console)
+        try:
+            await gateway.start()
+            console.listening(gateway.address, gateway.admin_address, run_dir)
+            await signals.asked.wait()
+            console.line(f"stopping: running calls have {config.server.drain_timeout_s:g} s; again to stop at once")
+            await _drain(gateway, signals.insisted, config.server.drain_timeout_s)
+        finally:
+            await gateway.close()
+
+
+async def _drain(gateway: Gateway, insisted: asyncio.Event, timeout_s: float) -> None:
+    """Wait until all calls are answered, the time is over, or somebody insists."""
+    tasks = {asyncio.create_task(gateway.drain()), asyncio.create_task(insisted.wait())}
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

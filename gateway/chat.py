@@ -1,0 +1,127 @@
+"""The request path, top to bottom: one function for every dialect.
+
+Refuses to know HTTP framing, any API's JSON and where replicas run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from backends.api import BackendError, Call, Delta, Health, Replica
+from gateway.auth import Tenants
+from gateway.dialects import Dialect
+from gateway.exchange import Exchange, request_id_of
+from gateway.log import Log
+from gateway.metrics import Metrics
+from gateway.readiness import Readiness
+from gateway.record import Record
+from gateway.refusal import Refusal, refusal_of
+from gateway.reply import Reply
+from gateway.routing import Models, Outstanding, ordered
+from gateway.settings import Model, Server
+
+_ROUNDS = 2
+_TRIES_A_ROUND = 3
+_NOTICE_S = 1.0  # a worker's death is noticed within milliseconds; after this it was no death
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPath:
+    """What every call passes through."""
+
+    server: Server
+    tenants: Tenants
+    models: Models
+    replicas: Callable[[], Sequence[Replica]]
+    readiness: Readiness
+    metrics: Metrics
+    log: Log
+    outstanding: Outstanding = field(default_factory=Outstanding)
+
+    async def handle(self, dialect: Dialect, exchange: Exchange) -> None:
+        """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
+        record = Record(exchange, request_id_of(exchange.headers), started=time.perf_counter())
+        reply = Reply(dialect, exchange, record, self.metrics)
+        self.metrics.open_streams.inc()
+        try:
+            async with asyncio.timeout(self.server.request_timeout_s):
+                tenant = self.tenants.identify(exchange.headers)
+                record.tenant = tenant.name
+                body = await exchange.body(self.server.max_body_bytes)
+                call = dialect.parse(body, call_id=uuid.uuid4().hex, tenant=tenant.name)
+                model = self.models.find(call.model, tenant)
+                record.model = model.name
+                await self._answer(call, model, reply, record)
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+        except BackendError as exc:
+            await reply.refuse(refusal_of(exc))
+        except TimeoutError:
+            await reply.refuse(self._out_of_time())
+        except asyncio.CancelledError:
+            record.status = 499
+            raise
+        except ConnectionResetError:
+            record.status = 499
+        except Exception as exc:  # noqa: BLE001 (the top of a request's task: a bug becomes a 500 one can look up)
+            self.log.failure("bug", exc, request_id=record.request_id)
+            await reply.refuse(_bug(record.request_id))
+        finally:
+            self.metrics.open_streams.dec()
+            record.settle(self.metrics, self.log, now=time.perf_counter())
+
+    async def health(self) -> list[tuple[str, str, Health]]:
+        """Return the load of each replica, as (model, replica, health)."""
+        return [(each.model, each.id, await each.backend.health()) for each in self.replicas()]
+
+    async def _answer(self, call: Call, model: Model, reply: Reply, record: Record) -> None:
+        """Relay the answer of the best replica; until something is sent, a failure that may pass is tried elsewhere."""
+        deadline = self.readiness.deadline()
+        failure = BackendError("unreachable", "no replica could be reached")
+        for _ in range(_ROUNDS):
+            rings = self.readiness.rings
+            for replica in await self._ready(model, deadline):
+                record.replica = replica.id
+                try:
+                    return await self._relay(replica, call, reply)
+                except BackendError as exc:
+                    if reply.has_begun or not exc.retryable:
+                        raise
+                    failure = exc
+            if failure.kind == "overloaded" or not await self.readiness.rang(rings, within_s=_NOTICE_S):
+                break
+        raise failure
+
+    async def _ready(self, model: Model, deadline: float) -> Sequence[Replica]:
+        """Return the replicas to try, best first; waits while none is ready."""
+        while True:
+            rings = self.readiness.rings
+            replicas = self.replicas()
+            health = {replica.id: await replica.backend.health() for replica in replicas}
+            if ready := ordered(replicas, model.name, health, self.outstanding):
+                return ready[:_TRIES_A_ROUND]
+            await self.readiness.changed(rings, deadline)
+
+    async def _relay(self, replica: Replica, call: Call, reply: Reply) -> None:
+        """Give the replica's answer to the client; leaving early, for whatever reason, cancels it there."""
+        reply.try_for(call)
+        stream = cast("AsyncGenerator[Delta]", replica.backend.stream(call))
+        with self.outstanding.given(replica.id, call.sequences):
+            async with aclosing(stream) as deltas:
+                async for delta in deltas:
+                    await reply.add(delta)
+        await reply.finish()
+
+    def _out_of_time(self) -> Refusal:
+        limit = f"{self.server.request_timeout_s:g} s"
+        return Refusal(504, "timeout", f"the call took longer than {limit}, which is request_timeout in gateway.toml")
+
+
+def _bug(request_id: str) -> Refusal:
+    return Refusal(500, "internal_error", f"the gateway failed; its log says why under request_id {request_id}")

@@ -1,0 +1,120 @@
+"""The command line: `tidegate serve | check | keys hash | --version`.
+
+Refuses to know how anything is done; a subcommand imports what it runs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.settings import Config
+
+_CONFIG_HELP = "the configuration file (default: gateway.toml in the current folder)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of every subcommand."""
+    root = argparse.ArgumentParser(
+        prog="tidegate", description="A gateway for language models; everything it does is set in one file."
+    )
+    root.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = root.add_subparsers(title="subcommands", metavar="SUBCOMMAND", dest="command")
+    _add_config(commands.add_parser("serve", help="start the gateway and its workers; Ctrl-C drains and stops them"))
+    _add_config(commands.add_parser("check", help="say everything that is wrong with a configuration; exits 2 if so"))
+    keys = commands.add_parser("keys", help="work with API keys").add_subparsers(
+        title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True
+    )
+    keys.add_parser("hash", help="read an API key from standard input and print its hash for gateway.toml")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    root = parser()
+    options = root.parse_args(arguments)
+    if options.version:
+        return _version()
+    match options.command:
+        case "serve":
+            return _serve(options.config)
+        case "check":
+            return _check(options.config)
+        case "keys":
+            return _hash_key()
+    root.print_help()
+    return 2
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", nargs="?", default="gateway.toml", metavar="FILE", help=_CONFIG_HELP)
+
+
+def _version() -> int:
+    from importlib.metadata import version  # noqa: PLC0415
+
+    _say(f"tidegate {version('tidegate')}")
+    return 0
+
+
+def _load(file: str) -> Config | None:
+    """Read the configuration; tells what is wrong with it."""
+    from gateway.config import ConfigError, load  # noqa: PLC0415
+
+    try:
+        return load(file)
+    except ConfigError as exc:
+        _complain(str(exc))
+        return None
+
+
+def _check(file: str) -> int:
+    config = _load(file)
+    if config is None:
+        return 2
+    models = ", ".join(model.name for model in config.models)
+    _say(f"{file} is fine: listens on {config.server.listen}, serves {models}, {len(config.tenants)} tenants")
+    return 0
+
+
+def _serve(file: str) -> int:
+    config = _load(file)
+    if config is None:
+        return 2
+    import uvloop  # noqa: PLC0415
+
+    from gateway.app import serve  # noqa: PLC0415
+    from gateway.console import open_console  # noqa: PLC0415
+    from gateway.rundir import RunDirError  # noqa: PLC0415
+
+    console = open_console(is_silent=config.log.format == "json")
+    console.line(f"starting with {file}")
+    try:
+        uvloop.run(serve(config, console))
+    except (OSError, RunDirError) as exc:
+        _complain(f"cannot start: {exc.strerror if isinstance(exc, OSError) and exc.strerror else exc}")
+        return 1
+    return 0
+
+
+def _hash_key() -> int:
+    from gateway.auth import key_hash  # noqa: PLC0415
+
+    key = (getpass.getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    if not key:
+        _complain("no key was given; type it, or pipe it in: printf %s KEY | tidegate keys hash")
+        return 2
+    _say(key_hash(key))
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"tidegate: {text}\n")

@@ -1,0 +1,90 @@
+"""The answer to one call on its way to the client: streamed or whole, complete or broken off with a reason.
+
+Refuses to know where deltas come from. Nothing is sent before the first delta that says something, so that until
+then the call may be tried elsewhere; a broken answer never ends like a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from backends.api import BackendError, Call, Delta
+from gateway.dialects import Answer, Dialect
+from gateway.exchange import Exchange, respond
+from gateway.metrics import Metrics
+from gateway.record import Record
+from gateway.refusal import Refusal
+
+_LAST_WORDS_S = 5.0
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx in front would hold events back
+}
+
+
+class Reply:
+    """One exchange's answer; `try_for` begins an attempt, `refuse` says no at any time."""
+
+    def __init__(self, dialect: Dialect, exchange: Exchange, record: Record, metrics: Metrics) -> None:
+        self._dialect, self._exchange, self._record, self._metrics = dialect, exchange, record, metrics
+        self._answer: Answer  # set by try_for()
+        self._is_streamed = False
+        self._deltas: list[Delta] = []
+        self._unfinished: set[int] = set()
+        self.has_begun = False
+
+    def try_for(self, call: Call) -> None:
+        """Forget an attempt that failed before anything was sent, and begin another."""
+        self._answer = self._dialect.answer(call, now=time.time())
+        self._is_streamed = call.stream
+        self._deltas = []
+        self._unfinished = set(range(call.sequences))
+
+    async def add(self, delta: Delta) -> None:
+        """Send one delta, or keep it for a whole answer."""
+        self._record.saw(delta, time.perf_counter(), self._metrics)
+        if delta.finish:
+            self._unfinished.discard(delta.index)
+        if not self._is_streamed:
+            self._deltas.append(delta)
+        elif self.has_begun:
+            await self._exchange.write(self._answer.chunk(delta))
+        elif delta.says_something:
+            await self._begin(delta)
+
+    async def finish(self) -> None:
+        """End a complete answer; BackendError if a sequence of it never finished."""
+        if self._unfinished:
+            raise BackendError("broken", "the answer ended before it was complete")
+        self._record.status = 200
+        if self._is_streamed:
+            await self._exchange.write(self._answer.end(self._record.usage))
+            await self._exchange.end()
+        else:
+            headers = {"content-type": "application/json", "x-request-id": self._record.request_id}
+            await respond(self._exchange, 200, headers, self._answer.whole(self._deltas))
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Say no: with a status before the first byte, with an error event after it."""
+        self._record.status, self._record.code = refusal.status, refusal.code
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await (self._break_off(refusal) if self.has_begun else self._decline(refusal))
+        except (TimeoutError, ConnectionResetError):
+            return  # the client doesn't read or has gone; the exchange breaks off, as it was not ended
+
+    async def _begin(self, delta: Delta) -> None:
+        self.has_begun = True
+        await self._exchange.start(200, _STREAM_HEADERS | {"x-request-id": self._record.request_id})
+        await self._exchange.write(self._answer.begin(self._record.usage) + self._answer.chunk(delta))
+
+    async def _break_off(self, refusal: Refusal) -> None:
+        await self._exchange.write(self._answer.error(refusal, self._record.request_id))
+        await self._exchange.end()
+
+    async def _decline(self, refusal: Refusal) -> None:
+        status, body = self._dialect.error(refusal, self._record.request_id)
+        headers = {"content-type": "application/json", "x-request-id": self._record.request_id, **refusal.headers}
+        await respond(self._exchange, status, headers, body)
