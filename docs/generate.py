@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -84,20 +85,27 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 
 def main() -> int:
     """Write all parts, or with --check compare them."""
+    os.environ["COLUMNS"] = "100"  # argparse wraps at the terminal's width
     stale = []
     for name, (file, write) in PARTS.items():
-        path = ROOT / file
-        marked = re.compile(rf"(?<=<!-- begin {name} -->\n).*?(?=\n<!-- end {name} -->)", re.DOTALL)
-        text, part = path.read_text(), write()
-        fresh = marked.sub(lambda _, part=part: part, text)  # type: ignore[misc]
+        text = (ROOT / file).read_text()
+        fresh = with_part(text, name, write())
         if fresh != text:
             stale.append(file)
             if "--check" not in sys.argv:
-                path.write_text(fresh)
+                (ROOT / file).write_text(fresh)
     if stale and "--check" in sys.argv:
         sys.stdout.write(f"out of date, run `make docs`: {', '.join(stale)}\n")
         return 1
     return 0
+
+
+def with_part(text: str, name: str, part: str) -> str:
+    """Put a part between its marks."""
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{part}\n{end}{after}"
 
 
 if __name__ == "__main__":
