@@ -1,0 +1,90 @@
+"""The thread that owns the engine: loads it, obeys what others ask, and steps while there is something to do.
+
+Refuses to know sockets and frames. What happens is told to a `Listener`, from this thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from backends.api import BackendError
+from backends.engine import Engine, Event
+from backends.engine.problems import CheckpointError
+
+Order = Callable[[Engine, float], None]
+FAILURES = 3  # failed steps in a row after which the process is started anew rather than trusted
+
+
+class Listener(Protocol):
+    """Who is told; its methods are called from the engine's thread and must not block."""
+
+    def loaded(self, engine: Engine) -> None:
+        """Say that the engine takes calls now."""
+        ...
+
+    def told(self, events: list[Event]) -> None:
+        """Pass on what a step brought."""
+        ...
+
+    def failed(self, event: str, reason: str, *, is_final: bool) -> None:
+        """Report a failure; after a final one this thread has ended."""
+        ...
+
+
+class EngineThread(threading.Thread):
+    """Runs until the process ends."""
+
+    def __init__(self, load: Callable[[], Engine], listener: Listener) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._load, self._listener = load, listener
+        self._orders: deque[tuple[str, Order]] = deque()
+        self._ordered = threading.Event()
+
+    def order(self, call_id: str, order: Order) -> None:
+        """Have something done to the engine before its next step; its BackendError becomes an event of the call."""
+        self._orders.append((call_id, order))
+        self._ordered.set()
+
+    def run(self) -> None:
+        """Load, then obey and step for ever."""
+        try:
+            engine = self._load()
+        except CheckpointError as exc:
+            self._listener.failed("worker.failed", str(exc), is_final=True)
+            return
+        except Exception as exc:  # noqa: BLE001 - the top of the thread: the process says why and ends
+            self._listener.failed("worker.failed", repr(exc), is_final=True)
+            return
+        self._listener.loaded(engine)
+        self._work(engine)
+
+    def _work(self, engine: Engine) -> None:
+        failures = 0
+        while failures < FAILURES:
+            if engine.is_idle:
+                self._ordered.wait()
+            self._ordered.clear()
+            events = self._obey(engine)
+            try:
+                events += engine.step(time.monotonic())
+                failures = 0
+            except Exception as exc:  # noqa: BLE001 - the top of the thread: its calls fail, the next ones are tried
+                failures += 1
+                events += engine.fail_running(f"the model failed while computing: {exc!r}")
+                self._listener.failed("worker.step_failed", repr(exc), is_final=failures == FAILURES)
+            if events:
+                self._listener.told(events)
+
+    def _obey(self, engine: Engine) -> list[Event]:
+        refused: list[Event] = []
+        for _ in range(len(self._orders)):
+            call_id, order = self._orders.popleft()
+            try:
+                order(engine, time.monotonic())
+            except BackendError as exc:
+                refused.append((call_id, exc))
+        return refused

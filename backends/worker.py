@@ -1,0 +1,316 @@
+"""The worker process: takes calls from gateways over a unix socket, has the engine compute them, sends what comes out.
+
+Started by the gateway's pool as `python -m backends.worker --fd N`, with its settings as one JSON line on standard
+input. It ends when that input ends, so it never outlives its gateway.
+
+Refuses to know HTTP, tenants and other workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import cast
+
+import orjson
+
+from backends import frames
+from backends.api import BackendError, Call, Delta
+from backends.engine import Engine, Event, Prepared
+from backends.engine.loading import Settings, load
+from backends.engine.thread import EngineThread
+
+UNSENT_LIMIT_BYTES = 64 << 20
+STATS_EVERY_S = 1.0
+EX_SOFTWARE, EX_CONFIG = 70, 78
+
+
+def log(event: str, **fields: object) -> None:
+    """Write one JSON line to standard error, where the pool reads it."""
+    os.write(2, orjson.dumps({"event": event, **fields}) + b"\n")
+
+
+@dataclass(slots=True)
+class Live:
+    """A call that is not answered yet: whose it is, and how many of its answers are still to end."""
+
+    peer: Peer
+    unfinished: int
+
+
+class Peer(asyncio.Protocol):
+    """One gateway's connection."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._reader = frames.FrameReader(frames.SUBMIT_LIMIT_BYTES)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let only our own user in."""
+        self._transport = cast("asyncio.Transport", transport)
+        uid = _peer_uid(transport.get_extra_info("socket"))
+        if uid != os.getuid():
+            log("worker.refused", uid=uid)
+            self.abort()
+            return
+        self._worker.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Obey each frame; one that makes no sense ends the connection."""
+        try:
+            for frame in self._reader.feed(data):
+                self._worker.obey(self, frame)
+        except frames.FrameError as exc:
+            log("worker.bad_frame", error=str(exc))
+            self.abort()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Nobody is left to hear the answers."""
+        self._transport = None
+        self._worker.left(self)
+
+    def send(self, sent: bytes) -> None:
+        """Write frames; a gateway that has stopped reading is given up."""
+        if self._transport is None:
+            return
+        self._transport.write(sent)
+        if self._transport.get_write_buffer_size() > UNSENT_LIMIT_BYTES:
+            log("worker.peer_stuck", unsent_bytes=self._transport.get_write_buffer_size())
+            self.abort()
+
+    def close(self) -> None:
+        """Send what is left, then drop the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection and what was not sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Worker:
+    """The asyncio half: who asked for what. All of it runs on the loop's thread, but for the `Listener` methods."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._thread = EngineThread(lambda: load(settings, self._progress), self)
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
+        self._engine: Engine | None = None
+        self._peers: set[Peer] = set()
+        self._calls: dict[str, Live] = {}
+        self._preparing = 0
+        self._is_draining = False
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._last_loading = frames.encode("loading", "start", 0.0)
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serve until told to end; return the exit code."""
+        self._loop.add_signal_handler(signal.SIGTERM, self._end, 0)
+        self._loop.add_reader(0, self._parent_spoke)
+        await self._loop.create_unix_server(lambda: Peer(self), sock=listener)
+        self._thread.start()
+        self._tick()
+        return await self._exit
+
+    def joined(self, peer: Peer) -> None:
+        """Greet a gateway with how far we are."""
+        self._peers.add(peer)
+        peer.send(self._hello(self._engine) if self._engine else self._last_loading)
+
+    def left(self, peer: Peer) -> None:
+        """Cancel what a gateway asked for."""
+        self._peers.discard(peer)
+        for call_id in [call_id for call_id, live in self._calls.items() if live.peer is peer]:
+            self._cancel(call_id)
+        self._end_if_drained()
+
+    def obey(self, peer: Peer, frame: frames.Frame) -> None:
+        """Do what a frame asks."""
+        match frame:
+            case ["submit", call]:
+                self._submit(peer, frames.unpack_call(call))
+            case ["cancel", str(call_id)]:
+                self._cancel(call_id)
+                self._end_if_drained()
+            case ["hold", str(call_id)]:
+                self._thread.order(call_id, lambda engine, _: engine.hold(call_id))
+            case ["resume", str(call_id)]:
+                self._thread.order(call_id, lambda engine, _: engine.resume(call_id))
+            case ["tokenize", request_id, call]:
+                self._prepare(frames.unpack_call(call), partial(self._send_tokens, peer, request_id))
+            case ["drain"]:
+                self._is_draining = True
+                self._end_if_drained()
+            case _:
+                raise frames.FrameError(f"the tag {frame[0]!r} with {len(frame) - 1} members is not known")
+
+    # Listener: called from the engine's thread
+
+    def loaded(self, engine: Engine) -> None:
+        """Take calls from now on."""
+        self._loop.call_soon_threadsafe(self._ready, engine)
+
+    def told(self, events: list[Event]) -> None:
+        """Send what a step brought."""
+        self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def failed(self, event: str, reason: str, *, is_final: bool) -> None:
+        """Say what failed; the pool starts a new process after a final failure."""
+        log(event, model=self._settings.model, error=reason)
+        if is_final:
+            self._loop.call_soon_threadsafe(self._end, EX_CONFIG if event == "worker.failed" else EX_SOFTWARE)
+
+    def _progress(self, what: str, fraction: float) -> None:
+        self._loop.call_soon_threadsafe(self._loading, frames.encode("loading", what, fraction))
+
+    # On the loop's thread
+
+    def _loading(self, frame: bytes) -> None:
+        self._last_loading = frame
+        self._broadcast(frame)
+
+    def _ready(self, engine: Engine) -> None:
+        self._engine = engine
+        log("worker.loaded", model=self._settings.model, context_tokens=engine.context_tokens)
+        self._broadcast(self._hello(engine))
+
+    def _hello(self, engine: Engine) -> bytes:
+        greeting = {
+            "protocol": frames.PROTOCOL,
+            "model": self._settings.model,
+            "context_tokens": engine.context_tokens,
+            "slots": self._settings.max_batch,
+            "kv_blocks_total": engine.blocks.total,
+            "pid": os.getpid(),
+        }
+        return frames.encode("hello", greeting)
+
+    def _submit(self, peer: Peer, call: Call) -> None:
+        if call.id in self._calls:
+            raise frames.FrameError(f"the call id {call.id} is in use")
+        if (refusal := self._refusal()) is not None:
+            peer.send(frames.encode("error", call.id, frames.pack_error(refusal)))
+            return
+        self._calls[call.id] = Live(peer, call.sequences)
+        self._prepare(call, partial(self._prepared, call.id))
+
+    def _refusal(self) -> BackendError | None:
+        if self._engine is None:
+            return BackendError("unreachable", "the worker is loading its model", retryable=True)
+        if self._is_draining:
+            return BackendError("unreachable", "the worker is stopping", retryable=True)
+        if self._preparing > self._settings.max_waiting + self._settings.max_batch:
+            return BackendError("overloaded", "too many calls arrive at once", retryable=True, retry_after_s=1.0)
+        return None
+
+    def _prepare(self, call: Call, then: Callable[[asyncio.Future[Prepared]], None]) -> None:
+        """Make tokens of a call's text beside the loop, as a long text takes a while."""
+        if self._engine is None:
+            raise frames.FrameError("a call came before the hello")
+        self._preparing += 1
+        self._loop.run_in_executor(self._tokenizing, self._engine.prepare, call).add_done_callback(then)
+
+    def _prepared(self, call_id: str, done: asyncio.Future[Prepared]) -> None:
+        self._preparing -= 1
+        if call_id not in self._calls:
+            return
+        if (error := _error_of(done)) is not None:
+            self._deliver([(call_id, error)])
+            return
+        prepared = done.result()
+        self._thread.order(call_id, lambda engine, now: engine.submit(prepared, now))
+
+    def _send_tokens(self, peer: Peer, request_id: int, done: asyncio.Future[Prepared]) -> None:
+        self._preparing -= 1
+        error = _error_of(done)
+        answer = frames.pack_error(error) if error else done.result().prompts
+        peer.send(frames.encode("tokens", request_id, answer))
+
+    def _cancel(self, call_id: str) -> None:
+        if self._calls.pop(call_id, None) is not None:
+            self._thread.order(call_id, lambda engine, _: engine.cancel(call_id))
+
+    def _deliver(self, events: list[Event]) -> None:
+        """One write a step for all calls of a connection."""
+        steps: dict[Peer, list[object]] = {}
+        for call_id, event in events:
+            if (live := self._calls.get(call_id)) is None:
+                continue
+            if isinstance(event, Delta):
+                steps.setdefault(live.peer, []).append(frames.pack_delta(call_id, event))
+                live.unfinished -= event.finish is not None
+            else:
+                live.unfinished = 0
+                live.peer.send(frames.encode("error", call_id, frames.pack_error(event)))
+            if not live.unfinished:
+                del self._calls[call_id]
+        for peer, entries in steps.items():
+            peer.send(frames.encode("step", entries))
+        self._end_if_drained()
+
+    def _tick(self) -> None:
+        if self._engine is not None:
+            self._broadcast(frames.encode("stats", asdict(self._engine.stats)))
+        self._loop.call_later(STATS_EVERY_S, self._tick)
+
+    def _broadcast(self, frame: bytes) -> None:
+        for peer in list(self._peers):
+            peer.send(frame)
+
+    def _parent_spoke(self) -> None:
+        if not os.read(0, 4096):
+            self._end(0)
+
+    def _end_if_drained(self) -> None:
+        """Once all is answered, end; but first let every gateway have what was written to it."""
+        if self._is_draining and not self._calls:
+            for peer in self._peers:
+                peer.close()
+            if not self._peers:
+                self._end(0)
+
+    def _end(self, code: int) -> None:
+        if not self._exit.done():
+            self._exit.set_result(code)
+
+
+def _error_of(done: asyncio.Future[Prepared]) -> BackendError | None:
+    exc = done.exception()
+    if exc is None or isinstance(exc, BackendError):
+        return exc
+    log("worker.prepare_failed", error=repr(exc))
+    return BackendError("broken", f"the prompt could not be turned into tokens: {exc!r}")
+
+
+def _peer_uid(peer: socket.socket) -> int:
+    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)
+
+
+def main() -> None:
+    """Read the settings and serve; ends without waiting for the engine's thread, which may be inside a long step."""
+    parser = argparse.ArgumentParser(prog="backends.worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the listening unix socket, inherited from the pool")
+    fd = parser.parse_args().fd
+    settings = Settings(**orjson.loads(sys.stdin.buffer.readline()))
+
+    async def serve() -> int:
+        return await Worker(settings).run(socket.socket(fileno=fd))
+
+    os._exit(asyncio.run(serve()))
+
+
+if __name__ == "__main__":
+    main()
