@@ -19,7 +19,7 @@ from gateway.console import Console
 from gateway.control.pool import Pool
 from gateway.guard import Guard
 from gateway.http1 import Port
-from gateway.log import LibraryLines, Log
+from gateway.log import Level, LibraryLines, Log
 from gateway.metrics import Metrics
 from gateway.readiness import Readiness
 from gateway.routes import DataPort
@@ -28,6 +28,7 @@ from gateway.rundir import admin_token, open_run_dir
 from gateway.settings import Config
 
 _LAST_WORDS_S = 2.0
+_ALARMING = {"worker.died", "worker.restarting", "worker.stderr"}
 
 
 class Gateway:
@@ -39,7 +40,7 @@ class Gateway:
         self._readiness = Readiness(most=config.batching.max_waiting, patience_s=config.worker.start_timeout_s)
         self._metrics = Metrics()
         self._pool = Pool(config, run_dir, self._pool_event)
-        path = RequestPath(
+        self._path = path = RequestPath(
             server=server,
             tenants=open_tenants(config),
             models=Models(config.models),
@@ -60,6 +61,9 @@ class Gateway:
         self.admin_address = await self._admin_port.listen(server.admin_listen)
         self._log.event("listening", address=str(self.address), admin=str(self.admin_address))
         await self._pool.start()
+        for model, replica, health in await self._path.health():
+            if health.ready:  # the echo model is ready without a worker that would say so
+                self._console.ready(replica, model, self.address)
 
     async def drain(self) -> None:
         """Take nothing new and wait until every call has been answered."""
@@ -80,18 +84,19 @@ class Gateway:
         await self._admin_port.close()
         self._log.event("stopped")
 
-    def _pool_event(self, name: str, replica: str, **fields: object) -> None:
-        """Tell everybody who cares that a replica has changed."""
-        model = next((each.model for each in self._pool.replicas if each.id == replica), "")
-        match name:
-            case "loading":
-                self._console.loading(replica, str(fields["what"]), float(str(fields["fraction"])))
+    def _pool_event(self, event: str, fields: dict[str, object]) -> None:
+        """Tell everybody who cares what has become of a worker."""
+        replica, model = str(fields.get("replica", "")), str(fields.get("model", ""))
+        match event:
+            case "worker.loading":
+                self._console.loading(replica, str(fields.get("what")), float(str(fields.get("fraction", 0))))
                 return
-            case "ready":
-                self._console.ready(replica, self.address, model)
-            case "restarting":
+            case "worker.ready":
+                self._console.ready(replica, model, self.address)
+            case "worker.restarting":
                 self._metrics.worker_restarts.labels(model, replica).inc()
-        self._log.write("info", f"worker_{name}", {"replica": replica, **fields})
+        level: Level = "warning" if event in _ALARMING else "info"
+        self._log.write(level, event, fields)
         self._readiness.ring()
 
 

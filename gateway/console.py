@@ -36,7 +36,7 @@ class Console:
             self._told[replica] = quarter
             self.line(f"{replica}: {what} {fraction:.0%}")
 
-    def ready(self, replica: str, address: Address, model: str) -> None:
+    def ready(self, replica: str, model: str, address: Address) -> None:
         """Tell that a replica serves, and once how to call it."""
         self.line(f"{replica}: ready")
         if "" not in self._told:
