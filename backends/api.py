@@ -129,7 +129,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call: `id` and `name` come with its first piece, `arguments` are appended."""
+    """A piece of a tool call: `id` and `name` come with its first piece, `arguments` are appended.
+
+    All pieces of one tool call come before the first piece of the next.
+    """
 
     index: int
     id: str | None = None
@@ -150,7 +153,8 @@ class Usage:
 class Delta:
     """A piece of an answer: `tokens` new tokens of sequence `index`, as text that ends on a whole character.
 
-    The last delta of a sequence carries `finish`; the last delta of a call carries `usage`.
+    The last delta of a sequence carries `finish`, with the `stop` string that ended it if one did; the last delta
+    of a call carries `usage`.
     A first delta without text may carry `usage` with the exact prompt counts.
     """
 
@@ -161,6 +165,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCallDelta, ...] = ()
     usage: Usage | None = None
+    stop: str | None = None
 
     @property
     def says_something(self) -> bool:

@@ -13,7 +13,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.api import BackendError, Call, Delta, Finish, Health, Usage
 from backends.stops import StopText
@@ -82,7 +82,7 @@ class EchoBackend:
                 is_last = delta.finish is not None and index == len(scripts) - 1
                 await asyncio.sleep(0)  # a turn for everybody else: a long echo must not starve the loop
                 usage = Usage(counts.prompt_tokens, spoken) if is_last else None
-                yield Delta(index, delta.text, delta.tokens, delta.finish, usage=usage)
+                yield replace(delta, usage=usage)
             if lines.trouble == "stall":
                 await asyncio.Event().wait()
 
@@ -96,7 +96,7 @@ def _speak(call: Call, lines: Script, index: int) -> Iterator[Delta]:
             break
         text = stops.push(word)
         if stops.is_hit:
-            yield Delta(index, text, 1, "stop")
+            yield Delta(index, text, 1, "stop", stop=stops.hit)
             return
         yield Delta(index, text, 1)
     if lines.trouble == "error":

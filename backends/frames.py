@@ -87,7 +87,7 @@ def unpack_call(wire: object) -> Call:
 
 def pack_delta(call_id: str, delta: Delta) -> tuple[object, ...]:
     """Turn a delta into its entry of a `step` frame."""
-    extra = {name: getattr(delta, name) for name in ("logprobs", "tool_calls", "usage") if getattr(delta, name)}
+    extra = {name: getattr(delta, name) for name in ("logprobs", "tool_calls", "usage", "stop") if getattr(delta, name)}
     return call_id, delta.index, delta.text, delta.tokens, delta.finish, extra or None
 
 

@@ -13,7 +13,12 @@ class StopText:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.is_hit = False
+        self.hit: str | None = None
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether a stop string has ended the text; `hit` is which."""
+        return self.hit is not None
 
     @property
     def held(self) -> int:
@@ -27,8 +32,8 @@ class StopText:
         if self.is_hit or not text:
             return ""
         self._held += text
-        if (start := self._hit()) is not None:
-            self.is_hit = True
+        if found := [(start + len(stop), start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]:
+            _, start, self.hit = min(found)
             return self._show(start)
         return self._show(len(self._held) - self._beginning())
 
@@ -41,10 +46,6 @@ class StopText:
     def _show(self, count: int) -> str:
         shown, self._held = self._held[:count], self._held[count:]
         return shown
-
-    def _hit(self) -> int | None:
-        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        return min(found)[1] if found else None
 
     def _beginning(self) -> int:
         """How many characters at the end begin a stop string."""

@@ -96,7 +96,7 @@ def test_a_stop_string_ends_the_answer_before_it() -> None:
 
     assert heard.text("call") == whole[:3]
     last = heard.deltas["call"][-1]
-    assert (last.finish, last.usage and last.usage.completion_tokens) == ("stop", 5)
+    assert (last.finish, last.stop, last.usage and last.usage.completion_tokens) == ("stop", whole[3:5], 5)
 
 
 def test_logprobs_come_with_the_text_they_belong_to() -> None:

@@ -123,7 +123,7 @@ class Answer:
         if logprobs:
             self.pending.clear()
         tokens, self.untold = self.untold, 0
-        return Delta(self.index, shown, tokens, finish, logprobs, usage=usage)
+        return Delta(self.index, shown, tokens, finish, logprobs, usage=usage, stop=self.stops.hit)
 
     def _usage(self) -> Usage | None:
         """Usage goes with a call's first delta, for the prompt's counts, and with its last."""

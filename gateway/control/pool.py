@@ -77,6 +77,7 @@ class Keeper:
             worker = await process.spawn(self._listener, self._told)
         except OSError as exc:
             return f"it could not be started: {exc}"
+        self._tell("started", pid=worker.pid)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._hear(worker))
             serving = tasks.create_task(self._serve(worker))

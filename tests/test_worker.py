@@ -1,0 +1,151 @@
+"""The worker process, spoken to in raw frames: whoever speaks nonsense is dropped, whoever leaves is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from backends import frames
+from backends.engine.loading import KvPlan, Settings, plan_kv
+from backends.engine.problems import CheckpointError
+from gateway.control import process
+from gateway.control.pool import worker_settings
+from tests.pools import PATIENCE_S, ask, small_config
+from tests.toy_model import CONTEXT, SPEC
+
+BLOCK_BYTES = 8 * SPEC.kv_bytes_per_token // 2 * 4
+
+
+class Wire:
+    """One connection to a worker."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+        self._frames = frames.FrameReader(frames.ANSWER_LIMIT_BYTES)
+        self._unread: list[frames.Frame] = []
+
+    def send(self, *frame: object) -> None:
+        """Send a frame."""
+        self.writer.write(frames.encode(*frame))
+
+    async def next(self, tag: str) -> frames.Frame:
+        """Skip to the next frame with a tag; EOFError when the worker hangs up before."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                while self._unread:
+                    if (frame := self._unread.pop(0))[0] == tag:
+                        return frame
+                if not (received := await self._reader.read(1 << 16)):
+                    raise EOFError
+                self._unread += self._frames.feed(received)
+
+
+@asynccontextmanager
+async def spawned(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
+    """Start a worker with the real model, as the pool does."""
+    config = small_config()
+    path = folder / "worker.sock"
+    with process.listen(path) as listener:
+        told = worker_settings(config, config.models[0], config.models[0].releases[0])
+        worker = await process.spawn(listener, told)
+        try:
+            yield worker, path
+        finally:
+            await process.stop(worker)
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[Wire]:
+    """Connect to a worker."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+
+
+async def test_a_worker_ends_with_its_standard_input(tmp_path: Path) -> None:
+    """When its gateway dies, however that happens, the worker dies too, even while it loads."""
+    async with spawned(tmp_path) as (worker, _):
+        assert worker.stdin
+        await worker.stdin.drain()
+        worker.stdin.close()
+
+        async with asyncio.timeout(PATIENCE_S):
+            assert await worker.wait() == 0
+
+
+async def test_nonsense_ends_its_connection_and_nothing_else(tmp_path: Path) -> None:
+    """A peer that breaks the protocol is dropped; others are answered."""
+    async with spawned(tmp_path) as (_, path), connected(path) as good, connected(path) as bad:
+        await good.next("hello")
+        bad.send("surprise", 1)
+        with pytest.raises(EOFError):
+            await bad.next("never")
+
+        good.send("tokenize", 1, frames.pack_call(ask("Hello", "t")))
+        _, number, (tokens,) = await good.next("tokens")
+
+    assert number == 1
+    assert len(tokens) > 1
+
+
+async def test_a_peer_that_leaves_frees_its_blocks(tmp_path: Path) -> None:
+    """Its calls are cancelled; the next figures say that no block is in use."""
+    async with spawned(tmp_path) as (_, path), connected(path) as staying:
+        await staying.next("hello")
+        async with connected(path) as leaving:
+            leaving.send("submit", frames.pack_call(ask("Hello", "gone", ignore_eos=True, max_tokens=1000)))
+            await leaving.next("step")
+            assert (await staying.next("stats"))[1]["kv_blocks_used"] > 0
+
+        used = [(await staying.next("stats"))[1]["kv_blocks_used"] for _ in range(2)]
+
+    assert used[-1] == 0
+
+
+async def test_a_step_is_one_frame_for_all_calls(tmp_path: Path) -> None:
+    """Calls that are computed together are told together."""
+    async with spawned(tmp_path) as (_, path), connected(path) as wire:
+        await wire.next("hello")
+        for number in range(4):
+            wire.send("submit", frames.pack_call(ask("Hello", str(number), ignore_eos=True, max_tokens=12)))
+
+        steps: list[list[object]] = []
+        while sum(entry[4] is not None for step in steps for entry in step) < 4:  # type: ignore[index]
+            steps.append((await wire.next("step"))[1])
+
+    assert max(map(len, steps)) == 4
+
+
+def settings(*, context_tokens: int = 0, kv_blocks: int) -> Settings:
+    """Make settings with memory for so many blocks of 8 tokens of the toy model."""
+    return Settings("toy", "", context_tokens, 8, 32, 8, kv_blocks * BLOCK_BYTES, 8, 0)
+
+
+def test_memory_becomes_blocks() -> None:
+    """As many whole blocks as fit, and the model's own context when one such sequence fits."""
+    assert plan_kv(SPEC, settings(kv_blocks=10), value_bytes=4) == KvPlan(10, CONTEXT)
+
+
+def test_a_context_nobody_asked_for_shrinks_to_the_memory() -> None:
+    """One sequence always fits whole, so that the oldest never waits for ever."""
+    assert plan_kv(SPEC, settings(kv_blocks=4), value_bytes=4) == KvPlan(4, 32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (settings(context_tokens=40, kv_blocks=4), "kv_memory"),
+        (settings(kv_blocks=1), "kv_memory"),
+        (settings(context_tokens=CONTEXT + 1, kv_blocks=100), "more than the model's own 48"),
+    ],
+)
+def test_a_context_that_cannot_be_is_refused(asked: Settings, message: str) -> None:
+    """The error names both settings that can be changed."""
+    with pytest.raises(CheckpointError, match=message):
+        plan_kv(SPEC, asked, value_bytes=4)
