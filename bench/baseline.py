@@ -30,6 +30,8 @@ CONFIG = """
 listen = "127.0.0.1:{port}"
 admin_listen = "127.0.0.1:{admin_port}"
 run_dir = "{run_dir}"
+[log]
+level = "warning"
 [[models]]
 name = "smollm2"
 [[models.releases]]
@@ -143,10 +145,10 @@ async def rates(folder: Path) -> list[Row]:
     rows = []
     async with serve(folder) as base, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         await ready(http, base)
-        await together(http, base, prompts(2, SHORT, -1), 4)
+        await together(http, base, prompts(2, SHORT, 0), 4)
         for batch in BATCHES:
-            long = [prompts(batch, LONG, salt) for salt in range(REPEATS)]
-            short = [prompts(batch, SHORT, salt) for salt in range(REPEATS, 2 * REPEATS)]
+            long = [prompts(batch, LONG, batch * 100 + nth) for nth in range(REPEATS)]
+            short = [prompts(batch, SHORT, -batch * 100 - nth) for nth in range(REPEATS)]
             prefill = [prefill_rate(await together(http, base, texts, 1)) for texts in long]
             decode = [decode_rate(await together(http, base, texts, ANSWER_TOKENS)) for texts in short]
             rows.append(Row(f"prefill, batch {batch}", "tokens/s", prefill))
