@@ -7,9 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway import config
+from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -85,6 +87,23 @@ def test_every_toml_block_is_a_config_that_loads(name: str, code: str, tmp_path:
 def test_every_python_block_is_python(name: str, code: str) -> None:
     """A block of Python in a text parses."""
     ast.parse(code, name)
+
+
+async def test_the_errors_in_the_readme_are_what_is_answered(tmp_path: Path) -> None:
+    """Each curl line of a console block is answered as the text shows."""
+    curl = re.compile(r"^\$ curl -s http://127.0.0.1:8000(\S+) -d '(.*)'\n(\{.*\})$", re.MULTILINE)
+    shown = curl.findall((ROOT / "README.md").read_text())
+    model = '[[models]]\nname = "smollm2-135m-instruct"\nreleases = [{ source = "echo" }]\n'
+
+    told = []
+    with serving(tmp_path, models=model) as served:
+        async with aiohttp.ClientSession(served.url) as http:
+            for path, body, _ in shown:
+                async with http.post(path, data=body) as answer:
+                    told.append(await answer.text())
+
+    assert shown
+    assert told == [answer for _, _, answer in shown]
 
 
 def test_the_changelog_knows_this_version() -> None:
