@@ -20,6 +20,7 @@ from gateway.dialects.turns import joined
 from gateway.refusal import Refusal
 
 _ROLES: tuple[Role, ...] = ("user", "assistant", "system")
+_SPEAKERS: frozenset[Role] = frozenset({"user", "assistant"})
 _THOUGHTS = ("thinking", "redacted_thinking")
 _MAX_MESSAGES = 100_000
 _MAX_STOPS = 64
@@ -114,7 +115,7 @@ def _conversation(fields: Fields) -> tuple[Message, ...]:
     said = fields.objects("messages", longest=_MAX_MESSAGES)
     if not said:
         raise refusal("messages", "is empty; at least one message is required")
-    turns = joined((turn for message in said for turn in _turns(message)), ("user", "assistant"))
+    turns = joined((turn for message in said for turn in _turns(message)), roles=_SPEAKERS)
     if turns[-1].role == "assistant":
         last = said[-1].path
         raise refusal(last, "is the assistant's; answers cannot be prefilled here, so end with a user's message")

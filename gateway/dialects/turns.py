@@ -5,13 +5,13 @@ Refuses to know any API's spelling of a message.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from backends.api import Message, Role
 
 
-def joined(messages: Iterable[Message], roles: Collection[Role]) -> tuple[Message, ...]:
+def joined(messages: Iterable[Message], *, roles: frozenset[Role]) -> tuple[Message, ...]:
     """Join neighbours of the same role, if it is one of `roles`: their texts by lines, their tool calls in order."""
     turns: list[Message] = []
     for message in messages:
