@@ -14,7 +14,7 @@ import orjson
 from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer
 from gateway.dialects.anthropic_answers import MessageAnswer, error_body
-from gateway.dialects.fields import Fields, as_text, parse_object, quoted, refusal
+from gateway.dialects.fields import Fields, as_json, as_text, parse_object, quoted, refusal
 from gateway.dialects.tools import messages_format, messages_tools
 from gateway.dialects.turns import joined
 from gateway.refusal import Refusal
@@ -151,7 +151,7 @@ def _assistant_turn(blocks: list[Fields]) -> Message:
 
 
 def _tool_use(block: Fields) -> ToolCall:
-    arguments = orjson.dumps(block.child("input").values).decode()
+    arguments = as_json(block.child("input").values, block.path_of("input"))
     return ToolCall(block.required_text("id"), block.required_text("name"), arguments)
 
 

@@ -33,8 +33,19 @@ def refusal(path: str, message: str, *, code: str = "invalid_value") -> Refusal:
 
 def quoted(value: object) -> str:
     """Write a value of the caller's in a message, cut when it is long."""
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deeply"
     return text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]}…"
+
+
+def as_json(value: object, path: str) -> str:
+    """Return the value as JSON text; what can be read can be nested too deeply to be written."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as exc:
+        raise refusal(path, "is nested too deeply") from exc
 
 
 def one_of(allowed: Iterable[str]) -> str:

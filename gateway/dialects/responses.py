@@ -12,7 +12,7 @@ import orjson
 
 from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer, openai
-from gateway.dialects.fields import Fields, as_text, parse_object, quoted, refusal
+from gateway.dialects.fields import Fields, as_json, as_text, parse_object, quoted, refusal
 from gateway.dialects.response_ids import owner_of
 from gateway.dialects.responses_answers import ResponseAnswer
 from gateway.dialects.stored import StoredResponse, StoredResponses
@@ -162,6 +162,8 @@ def _check(fields: Fields) -> None:
     if conversation_of(fields) and not fields.flag("store", default=True):
         raise refusal("conversation", "needs store = true, which is the default, as it consists of what is stored")
     fields.choice("truncation", ("auto", "disabled")) if fields.has("truncation") else None
+    for name in ("reasoning", "text", "tool_choice"):
+        as_json(fields.values.get(name), name)
     fields.child("reasoning")
     for name in ("prompt_cache_key", "safety_identifier", "user"):
         fields.text(name, None)
