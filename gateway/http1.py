@@ -58,14 +58,13 @@ class HttpExchange:
         """Read the whole body, or refuse it (413), before reading when its length is told."""
         if (self._request.content_length or 0) > limit:
             raise _too_large(limit)
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refusal(415, "unsupported_encoding", "the body is compressed; send it as it is")
         await self._invite()
-        pieces, size = [], 0
-        async for piece in self._request.content.iter_any():
-            size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            return await self._read(limit)
+        except web.RequestPayloadError as exc:
+            raise Refusal(400, "invalid_body", "the body's chunks are malformed") from exc
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Prepare the head; it leaves with the first write."""
@@ -90,6 +89,15 @@ class HttpExchange:
             self._request.transport.abort()
         return self._response
 
+    async def _read(self, limit: int) -> bytes:
+        pieces, size = [], 0
+        async for piece in self._request.content.iter_any():
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
+        return b"".join(pieces)
+
     async def _invite(self) -> None:
         """Tell a client that asked first that its body is welcome."""
         if self.headers.get("expect", "").lower() == "100-continue":
@@ -107,8 +115,8 @@ class Port:
 
     def __init__(self, answer: Callable[[Exchange], Awaitable[None]]) -> None:
         self._answer = answer
-        # aiohttp cancels in its test server only, unless told.
-        server = web.Server(self._serve, handler_cancellation=True, access_log=None)
+        # aiohttp cancels in its test server only, unless told; and it would unpack bombs.
+        server = web.Server(self._serve, handler_cancellation=True, access_log=None, auto_decompress=False)
         self._runner = web.ServerRunner(server, shutdown_timeout=_LAST_WORDS_S, handle_signals=False)
         self._open = 0
         self._is_idle = asyncio.Event()
