@@ -6,9 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from backends.engine.weights import Checkpoint, open_checkpoint
 from tests.serving import served_echo, served_model
+
+# A busy machine makes any single example slow; no test here is about time.
+settings.register_profile("tidegate", deadline=None)
+settings.load_profile("tidegate")
 
 __all__ = ["served_echo", "served_model"]
 

@@ -227,6 +227,8 @@ class Arguments:
         if char in "}]":
             self._pop(char)
         else:
+            if char == "," and self._last not in {":", ","}:
+                self._flush()  # the scalar before it has ended
             self._held += char
         if char == '"':
             self._string = "key" if self._open[-1] == "}" and self._last in {"{", ","} else "value"

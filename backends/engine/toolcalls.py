@@ -56,7 +56,7 @@ def renders_tools(chat_template: str) -> bool:
     return re.search(r"\btools\b", chat_template) is not None
 
 
-_WORD = r"[\w|]{1,32}"
+_WORD = r"[A-Za-z|][\w|]{0,31}"
 _OBJECT = (r"\[?", r"\s*+", r"(?=\{)")
 _TAGGED = ("<", _WORD, ">", r"\s*+", *_OBJECT)
 _FENCED = ("`", "`", "`", r"\w{0,16}", r"\s++", *_OBJECT)

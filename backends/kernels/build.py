@@ -44,7 +44,7 @@ def library_path() -> Path:
 
 
 def build() -> Path:
-    """Compile the library unless it is there already; return its path. Raises RuntimeError with the compiler's words."""
+    """Compile the library unless it is there; return its path. Raises RuntimeError with the compiler's words."""
     target = library_path()
     if target.exists():
         return target
