@@ -13,6 +13,7 @@ from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer
 from gateway.dialects.fields import Fields, as_integer, as_text, parse_object, quoted, refusal
 from gateway.dialects.openai_answers import ChatAnswer, CompletionAnswer, error_body
+from gateway.dialects.tools import chat_format, chat_tools
 from gateway.refusal import Refusal
 
 _ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
@@ -32,13 +33,23 @@ class Chat:
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
         """Read a chat request."""
         fields = parse_object(body)
+        _refuse_what_is_not_text(fields)
         fields.require("messages")
         messages = tuple(_message(each) for each in fields.objects("messages", longest=_MAX_MESSAGES))
         if not messages:
             raise refusal("messages", "is empty; at least one message is required")
         max_tokens = _token_limit(fields, "max_completion_tokens") or _token_limit(fields, "max_tokens")
-        call = replace(_call(fields, call_id, tenant), messages=messages, max_tokens=max_tokens)
-        return _consistent(replace(call, logprobs=_chat_logprobs(fields)))
+        tools = chat_tools(fields)
+        call = replace(
+            _call(fields, call_id, tenant),
+            messages=messages,
+            max_tokens=max_tokens,
+            logprobs=_chat_logprobs(fields),
+            tools=tools.tools,
+            tool_choice=tools.choice,
+            parallel_tool_calls=tools.parallel,
+        )
+        return _consistent(call)
 
     def answer(self, call: Call, *, now: float) -> Answer:
         """Prepare the chunks or the body of a chat completion."""
@@ -80,8 +91,6 @@ def error(refusal: Refusal, request_id: str) -> tuple[int, bytes]:
 
 def _call(fields: Fields, call_id: str, tenant: str) -> Call:
     """Read what both endpoints share."""
-    if fields.child("response_format").has("type"):
-        fields.child("response_format").unsupported("type", unless=("text",))
     return Call(
         id=call_id,
         model=fields.required_text("model"),
@@ -92,9 +101,17 @@ def _call(fields: Fields, call_id: str, tenant: str) -> Call:
         choices=fields.integer("n", 1, low=1, high=_MAX_SEQUENCES),
         stream=fields.flag("stream"),
         include_usage=fields.child("stream_options").flag("include_usage"),
+        response_format=chat_format(fields),
         tenant=tenant,
         body=fields.values,
     )
+
+
+def _refuse_what_is_not_text(fields: Fields) -> None:
+    """Refuse other kinds of answers, checks that are not made, and the tools of before `tools`."""
+    for name in ("audio", "function_call", "functions", "moderation", "web_search_options"):
+        fields.unsupported(name)
+    fields.unsupported("modalities", unless=(["text"],))
 
 
 def _consistent(call: Call) -> Call:

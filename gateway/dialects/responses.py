@@ -159,9 +159,11 @@ def _check(fields: Fields) -> None:
     fields.unsupported("background", unless=(False,))
     fields.unsupported("prompt")
     fields.unsupported("moderation")
-    if conversation_of(fields) and not fields.flag("store", default=True):
+    is_stored = fields.flag("store", default=True)
+    if conversation_of(fields) and not is_stored:
         raise refusal("conversation", "needs store = true, which is the default, as it consists of what is stored")
-    fields.choice("truncation", ("auto", "disabled")) if fields.has("truncation") else None
+    if fields.has("truncation"):
+        fields.choice("truncation", ("auto", "disabled"))
     for name in ("reasoning", "text", "tool_choice"):
         as_json(fields.values.get(name), name)
     fields.child("reasoning")
