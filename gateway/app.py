@@ -17,6 +17,7 @@ from gateway.auth import open_tenants
 from gateway.chat import RequestPath
 from gateway.console import Console
 from gateway.control.pool import Pool
+from gateway.deadlines import Deadlines
 from gateway.guard import Guard
 from gateway.http1 import Port
 from gateway.log import Level, LibraryLines, Log
@@ -38,10 +39,12 @@ class Gateway:
         server = config.server
         self._config, self._log, self._console = config, log, console
         self._readiness = Readiness(most=config.batching.max_waiting, patience_s=config.worker.start_timeout_s)
+        self._deadlines = Deadlines(server.request_timeout_s)
         self._metrics = Metrics()
         self._pool = Pool(config, run_dir, self._pool_event)
         self._path = path = RequestPath(
-            server=server,
+            max_body_bytes=server.max_body_bytes,
+            deadlines=self._deadlines,
             tenants=open_tenants(config),
             models=Models(config.models),
             replicas=lambda: self._pool.replicas,
@@ -67,19 +70,21 @@ class Gateway:
 
     async def drain(self) -> None:
         """Take nothing new and wait until every call has been answered."""
+        self._log.event("draining")
         self._data.is_draining = True
         await self._data_port.stop_accepting()
         await self._data_port.idle()
 
     async def close(self) -> None:
-        """Stop the workers, which ends what still runs with an error its client sees, and then the ports."""
-        self._readiness.close()
-        await self._pool.close()
+        """Refuse what still runs, in words its client sees; then stop the workers and the ports."""
+        self._data.is_draining = True
+        self._deadlines.end_all()
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self._data_port.idle()
         except TimeoutError:
             self._log.event("cut_off", level="warning")
+        await self._pool.close()
         await self._data_port.close()
         await self._admin_port.close()
         self._log.event("stopped")

@@ -15,6 +15,7 @@ from typing import cast
 
 from backends.api import BackendError, Call, Delta, Health, Replica
 from gateway.auth import Tenants
+from gateway.deadlines import Deadlines
 from gateway.dialects import Dialect
 from gateway.exchange import Exchange, request_id_of
 from gateway.log import Log
@@ -24,7 +25,7 @@ from gateway.record import Record
 from gateway.refusal import Refusal, refusal_of
 from gateway.reply import Reply
 from gateway.routing import Models, Outstanding, ordered
-from gateway.settings import Model, Server
+from gateway.settings import Model
 
 _ROUNDS = 2
 _TRIES_A_ROUND = 3
@@ -35,7 +36,8 @@ _NOTICE_S = 1.0  # a worker's death is noticed within milliseconds; after this i
 class RequestPath:
     """What every call passes through."""
 
-    server: Server
+    max_body_bytes: int
+    deadlines: Deadlines
     tenants: Tenants
     models: Models
     replicas: Callable[[], Sequence[Replica]]
@@ -50,10 +52,10 @@ class RequestPath:
         reply = Reply(dialect, exchange, record, self.metrics)
         self.metrics.open_streams.inc()
         try:
-            async with asyncio.timeout(self.server.request_timeout_s):
+            async with self.deadlines.limit():
                 tenant = self.tenants.identify(exchange.headers)
                 record.tenant = tenant.name
-                body = await exchange.body(self.server.max_body_bytes)
+                body = await exchange.body(self.max_body_bytes)
                 call = dialect.parse(body, call_id=uuid.uuid4().hex, tenant=tenant.name)
                 model = self.models.find(call.model, tenant)
                 record.model = model.name
@@ -62,8 +64,6 @@ class RequestPath:
             await reply.refuse(refusal)
         except BackendError as exc:
             await reply.refuse(refusal_of(exc))
-        except TimeoutError:
-            await reply.refuse(self._out_of_time())
         except asyncio.CancelledError:
             record.status = 499
             raise
@@ -117,10 +117,6 @@ class RequestPath:
                 async for delta in deltas:
                     await reply.add(delta)
         await reply.finish()
-
-    def _out_of_time(self) -> Refusal:
-        limit = f"{self.server.request_timeout_s:g} s"
-        return Refusal(504, "timeout", f"the call took longer than {limit}, which is request_timeout in gateway.toml")
 
 
 def _bug(request_id: str) -> Refusal:

@@ -17,7 +17,6 @@ class Readiness:
         self.rings = 0
         self._most, self._patience_s = most, patience_s
         self._waiters: set[asyncio.Future[None]] = set()
-        self._is_closed = False
 
     def ring(self) -> None:
         """Wake everybody who waits: some replica has changed."""
@@ -26,17 +25,10 @@ class Readiness:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def close(self) -> None:
-        """Refuse everybody who waits, and who would from now on."""
-        self._is_closed = True
-        self.ring()
-
     async def changed(self, since: int, deadline: float) -> None:
         """Wait until the bell has rung more than `since` times; refuse (503) when the loop's time is over."""
         if not await self._rang(since, deadline):
             raise Refusal(503, "unavailable", "no replica of the model is ready; try again", retry_after_s=10)
-        if self._is_closed:
-            raise Refusal(503, "stopping", "the gateway is stopping; try again", retry_after_s=5)
 
     async def rang(self, since: int, *, within_s: float) -> bool:
         """Wait for a short while; return whether the bell has rung more than `since` times."""
@@ -47,7 +39,7 @@ class Readiness:
         return asyncio.get_running_loop().time() + self._patience_s
 
     async def _rang(self, since: int, deadline: float) -> bool:
-        if self.rings > since or self._is_closed:
+        if self.rings > since:
             return True
         if len(self._waiters) >= self._most:
             raise Refusal(503, "overloaded", "no replica is ready and too many calls wait for one", retry_after_s=5)

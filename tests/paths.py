@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from backends.api import BackendError, Call, Delta, Health, Replica, Usage
 from gateway.auth import open_tenants
 from gateway.chat import RequestPath
+from gateway.deadlines import Deadlines
 from gateway.dialects.openai import Chat
 from gateway.log import Log
 from gateway.metrics import Metrics
 from gateway.readiness import Readiness
 from gateway.routing import Models
-from gateway.settings import Config, Model, Release, Server, TenantSettings
+from gateway.settings import Config, Model, Release, TenantSettings
 
 Line = Delta | BackendError | BaseException | asyncio.Event
 HELLO = (Delta(text="hel", tokens=1), Delta(text="lo", tokens=1, finish="stop", usage=Usage(5, 2, 4)))
@@ -114,7 +115,7 @@ class Bench:
     """A request path over scripted replicas of one model, and what it logged."""
 
     def __init__(
-        self, *backends: Scripted, server: Server | None = None, tenants: Sequence[TenantSettings] = (), most: int = 9
+        self, *backends: Scripted, limit_s: float = 60, tenants: Sequence[TenantSettings] = (), most: int = 9
     ) -> None:
         config = Config(
             models=(Model(name="m", aliases=("also",), releases=(Release(source="echo"),)),), tenants=tuple(tenants)
@@ -122,7 +123,8 @@ class Bench:
         replicas = [Replica(f"m/stable/{i}", "m", "stable", backend) for i, backend in enumerate(backends)]
         self.lines = io.StringIO()
         self.path = RequestPath(
-            server=server or Server(),
+            max_body_bytes=1 << 20,
+            deadlines=Deadlines(limit_s),
             tenants=open_tenants(config),
             models=Models(config.models),
             replicas=lambda: replicas,

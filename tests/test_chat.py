@@ -8,7 +8,7 @@ import pytest
 
 from backends.api import BackendError, Delta, Usage
 from gateway.dialects.openai import Chat
-from gateway.settings import Server, TenantSettings
+from gateway.settings import TenantSettings
 from tests.paths import HELLO, Bench, Paper, Scripted, chat, unreachable
 
 
@@ -144,14 +144,15 @@ async def test_a_worker_that_comes_back_gets_the_call() -> None:
 
 
 async def test_waiting_calls_are_refused_when_the_gateway_stops() -> None:
-    """Closing wakes everybody who waits, with a 503."""
+    """A stopping gateway keeps nobody waiting, and takes nobody in."""
     bench = Bench(Scripted(is_ready=False))
     asking = asyncio.create_task(bench.ask(chat()))
     await asyncio.sleep(0)
 
-    bench.path.readiness.close()
+    bench.path.deadlines.end_all()
 
     assert (await asking).json["error"]["code"] == "stopping"
+    assert (await bench.ask(chat())).json["error"]["code"] == "stopping"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,7 +160,7 @@ async def test_a_call_has_a_time_limit(*, stream: bool) -> None:
     """A call longer than request_timeout ends with an error, not a silence, and is cancelled in the backend."""
     backend = Scripted(HELLO[0], asyncio.Event())
 
-    answer = await Bench(backend, server=Server(request_timeout_s=0.05)).ask(chat(stream=stream))
+    answer = await Bench(backend, limit_s=0.05).ask(chat(stream=stream))
 
     assert b'"code":"timeout"' in answer.written
     assert (answer.is_ended, backend.open) == (True, 0)
