@@ -18,7 +18,7 @@ serve: $(SERVE)  ## start the gateway with gateway.toml and one CPU worker; Ctrl
 	@exec .venv/bin/tidegate serve gateway.toml
 
 test: $(DEV)  ## run the tests, with coverage of everything that is free of torch (at least 85 %)
-	@.venv/bin/pytest --cov --cov-fail-under=85 -m "not slow"
+	@OMP_WAIT_POLICY=passive .venv/bin/pytest --cov --cov-fail-under=85 -m "not slow"
 
 test-slow: $(DEV)  ## run the fuzz, soak and browser tests
 	@.venv/bin/pytest -m slow

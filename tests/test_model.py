@@ -109,7 +109,7 @@ def logits_of(runner, ids):
 @pytest.fixture(scope="module")
 def runner(checkpoint):
     """Load the embedded model once."""
-    return TorchRunner(checkpoint, kv_blocks=256, block_tokens=BLOCK)
+    return TorchRunner(checkpoint, kv_blocks=256, block_tokens=BLOCK, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -233,4 +233,5 @@ def test_every_family_computes_what_transformers_computes(tmp_path, family, dtyp
 
     with torch.inference_mode():
         wanted = model.float()(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0)
+    # Small embeddings make a norm divide by 0.02 and less, layer after layer, which enlarges fp32's last bits.
+    np.testing.assert_allclose(got, wanted, atol=LOGITS_TOLERANCE, rtol=0)

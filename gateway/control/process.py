@@ -59,7 +59,8 @@ async def spawn(listener: socket.socket, settings: Mapping[str, object]) -> Proc
         stderr=PIPE,
         pass_fds=[listener.fileno()],
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": paths},
+        # OpenMP threads that spin while they wait starve each other on cores that others use too.
+        env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": paths},
     )
     if process.stdin is not None:
         process.stdin.write(orjson.dumps(dict(settings)) + b"\n")
