@@ -101,7 +101,8 @@ class ResponseAnswer:
     def _say(self, kind: Literal["message", "function_call"], text: str) -> bytes:
         opened = b"" if self._open == kind else self._open_message()
         self._pieces.append(text)
-        return opened + self._before + orjson.dumps(text) + self._after + self._number() + b"}\n\n"
+        number, self._sequence = self._sequence, self._sequence + 1
+        return b"%b%b%b%b%d}\n\n" % (opened, self._before, orjson.dumps(text), self._after, number)
 
     def _say_logprobs(self, delta: Delta) -> bytes:
         opened = b"" if self._open == "message" else self._open_message()
