@@ -25,7 +25,7 @@ from gateway.metrics import Metrics
 from gateway.readiness import Readiness
 from gateway.routes import DataPort
 from gateway.routing import Models
-from gateway.rundir import admin_token, open_run_dir
+from gateway.rundir import TOKEN_FILE, admin_token, open_run_dir
 from gateway.settings import Config
 
 _LAST_WORDS_S = 2.0
@@ -38,6 +38,7 @@ class Gateway:
     def __init__(self, config: Config, *, run_dir: Path, token: str, log: Log, console: Console) -> None:
         server = config.server
         self._config, self._log, self._console = config, log, console
+        self._news: Level = "info" if console.is_silent else "debug"  # what the console tells needs no second line
         self._readiness = Readiness(most=config.batching.max_waiting, patience_s=config.worker.start_timeout_s)
         self._deadlines = Deadlines(server.request_timeout_s)
         self._metrics = Metrics()
@@ -62,7 +63,7 @@ class Gateway:
         server = self._config.server
         self.address = await self._data_port.listen(server.listen)
         self.admin_address = await self._admin_port.listen(server.admin_listen)
-        self._log.event("listening", address=str(self.address), admin=str(self.admin_address))
+        self._log.event("listening", level=self._news, address=str(self.address), admin=str(self.admin_address))
         await self._pool.start()
         for model, replica, health in await self._path.health():
             if health.ready:  # the echo model is ready without a worker that would say so
@@ -70,7 +71,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Take nothing new and wait until every call has been answered."""
-        self._log.event("draining")
+        self._log.event("draining", level=self._news)
         self._data.is_draining = True
         await self._data_port.stop_accepting()
         await self._data_port.idle()
@@ -87,7 +88,7 @@ class Gateway:
         await self._pool.close()
         await self._data_port.close()
         await self._admin_port.close()
-        self._log.event("stopped")
+        self._log.event("stopped", level=self._news)
 
     def _pool_event(self, event: str, fields: dict[str, object]) -> None:
         """Tell everybody who cares what has become of a worker."""
@@ -100,7 +101,7 @@ class Gateway:
                 self._console.ready(replica, model, self.address)
             case "worker.restarting":
                 self._metrics.worker_restarts.labels(model, replica).inc()
-        level: Level = "warning" if event in _ALARMING else "info"
+        level: Level = "warning" if event in _ALARMING else self._news
         self._log.write(level, event, fields)
         self._readiness.ring()
 
@@ -128,7 +129,8 @@ async def serve(config: Config, console: Console) -> None:
         gateway = Gateway(config, run_dir=run_dir, token=token, log=log, console=console)
         try:
             await gateway.start()
-            console.listening(gateway.address, gateway.admin_address, run_dir)
+            token_file = None if config.server.admin_token else run_dir / TOKEN_FILE
+            console.listening(gateway.address, gateway.admin_address, token_file)
             await signals.asked.wait()
             console.line(f"stopping: running calls have {config.server.drain_timeout_s:g} s; again to stop at once")
             await _drain(gateway, signals.insisted, config.server.drain_timeout_s)

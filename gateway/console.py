@@ -19,15 +19,16 @@ _TRY = """curl http://{address}/v1/chat/completions -H 'content-type: applicatio
 
 @dataclass(slots=True)
 class Console:
-    """Says each thing once: progress of a model in steps of a quarter, or in place on a terminal."""
+    """Says each thing once; the progress of a model in quarters."""
 
     say: Callable[[str], None]
     is_silent: bool = False
     _told: dict[str, int] = field(default_factory=dict)
 
-    def listening(self, address: Address, admin: Address, run_dir: Path) -> None:
-        """Tell where the ports and the sockets are."""
-        self.line(f"listening on http://{address}/v1, admin port on http://{admin}, sockets and token in {run_dir}")
+    def listening(self, address: Address, admin: Address, token_file: Path | None) -> None:
+        """Tell where the ports are, and where the admin token is if it was made for this start."""
+        self.line(f"the API is at http://{address}/v1")
+        self.line(f"the admin port is at http://{admin}" + (f", its token in {token_file}" if token_file else ""))
 
     def loading(self, replica: str, what: str, fraction: float) -> None:
         """Tell how far a worker has come, at most once for each quarter."""
@@ -57,7 +58,7 @@ def open_console(*, is_silent: bool, stream: IO[str] | None = None) -> Console:
     from rich.console import Console as Terminal  # noqa: PLC0415 (only a terminal needs its 10 MB)
     from rich.text import Text  # noqa: PLC0415
 
-    terminal = Terminal(file=out)
+    terminal = Terminal(file=out, highlight=False)
     return Console(
         lambda text: terminal.print(Text("tidegate ", "bold cyan"), text, sep="", soft_wrap=True, markup=False)
     )

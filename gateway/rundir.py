@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-_TOKEN_FILE = "admin-token"  # noqa: S105 (the file's name)
+TOKEN_FILE = "admin-token"  # noqa: S105 (the file's name)
 
 
 class RunDirError(Exception):
@@ -41,7 +41,7 @@ def admin_token(run_dir: Path, setting: str) -> Iterator[str]:
     if setting:
         yield setting
         return
-    token, file = secrets.token_urlsafe(32), run_dir / _TOKEN_FILE
+    token, file = secrets.token_urlsafe(32), run_dir / TOKEN_FILE
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(token + "\n")

@@ -100,7 +100,7 @@ def test_models_are_listed_and_found_by_alias(client: openai.OpenAI) -> None:
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [*said("x"), {"role": "robot", "content": "y"}]}, openai.BadRequestError, "messages[1].role"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, openai.BadRequestError, "response_format.type"),
     ],
 )
 def test_mistakes_raise_the_sdk_s_own_errors(
