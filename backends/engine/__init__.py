@@ -77,6 +77,7 @@ class Engine:
 
     def prepare(self, call: Call) -> Prepared:
         """Turn a call's prompts into tokens and check them; another thread may do this, as it can take a while."""
+        refuse_forms(call)
         prompts = self._tokens(call)
         for prompt in prompts:
             self._check(call, prompt)
@@ -263,6 +264,16 @@ def sampler_for(call: Call, choice: int, prompt: list[int], eos_ids: Collection[
         return None
     seed = randbits(63) if call.sampling.seed is None else call.sampling.seed + choice
     return Sampler(call.sampling, prompt, Rules(seed, eos_ids, call.min_tokens, call.logprobs))
+
+
+def refuse_forms(call: Call) -> None:
+    """Refuse what would need a grammar over the answer: to ignore it would be a silent lie."""
+    if call.response_format.kind != "text":
+        message = "this model's answers cannot be held to a format yet; leave response_format out"
+        raise BackendError("rejected", message, code="unsupported_value", param="response_format")
+    if call.tool_choice.mode == "required":
+        message = "this model cannot be made to call a tool yet; leave tool_choice out"
+        raise BackendError("rejected", message, code="unsupported_value", param="tool_choice")
 
 
 def is_plain(sampling: Sampling) -> bool:
