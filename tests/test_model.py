@@ -189,12 +189,15 @@ def test_a_copied_block_reads_as_the_original(runner, prompts):
 
 
 def tiny(kind, **changes):
-    """Return a random two-layer model of a family, made by transformers."""
+    """Return a random two-layer model of a family, made by transformers.
+
+    Its weights are ten times larger than by default, where attention is so flat that wrong angles would not show.
+    """
     import transformers  # noqa: PLC0415  # takes seconds
 
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, **changes,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2, **changes,
     )  # fmt: skip
     torch.manual_seed(5)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
@@ -229,9 +232,9 @@ def test_every_family_computes_what_transformers_computes(tmp_path, family, dtyp
     model.save_pretrained(tmp_path)
     ids = [int(at) for at in np.random.default_rng(2).integers(0, 320, 200)]
 
-    got = logits_of(TorchRunner(open_checkpoint(str(tmp_path)), kv_blocks=16, block_tokens=BLOCK), ids)
+    got = logits_of(TorchRunner(open_checkpoint(str(tmp_path)), kv_blocks=16, block_tokens=BLOCK, threads=1), ids)
 
+    peer = type(model).from_pretrained(tmp_path, dtype=torch.float32).eval()  # model.float() keeps bf16 frequencies
     with torch.inference_mode():
-        wanted = model.float()(torch.tensor([ids])).logits[0].numpy()
-    # Small embeddings make a norm divide by 0.02 and less, layer after layer, which enlarges fp32's last bits.
-    np.testing.assert_allclose(got, wanted, atol=LOGITS_TOLERANCE, rtol=0)
+        wanted = peer(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0)
