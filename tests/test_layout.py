@@ -27,7 +27,10 @@ MAY_IMPORT = {
 }
 # The subcommands import these when they run, never at the top of the file.
 MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",)}
-TORCH_FILES = {"backends/engine/model.py", "backends/engine/kv.py", "backends/kernels/reference.py"}
+QUANTISING = {"calibrate", "dense", "evaluate", "gptq", "sensitivity", "study", "texts", "work"}  # offline work
+TORCH_FILES = {"backends/engine/model.py", "backends/engine/kv.py", "backends/kernels/reference.py"} | {
+    f"backends/engine/{name}.py" for name in QUANTISING
+}
 FOREIGN_WORDS = {"Manager", "Handler", "Helper", "Utils", "Service", "Context", "Info"}
 
 

@@ -40,10 +40,7 @@ class HfFolder:
     @cached_property
     def tokenizer(self) -> tokens.Tokenizer:
         """Built on first use."""
-        settings_file, template_file = self.folder / "tokenizer_config.json", self.folder / "chat_template.jinja"
-        settings = read_json(settings_file) if settings_file.exists() else {}
-        template = template_file.read_text() if template_file.exists() else settings.get("chat_template")
-        return tokens.from_folder(self.folder / "tokenizer.json", settings, self._eos_ids(), template)
+        return tokenizer_of(self.folder)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """See `weights.Source`."""
@@ -105,12 +102,6 @@ class HfFolder:
     def _rope(self) -> dict[str, Any]:
         return self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
 
-    def _eos_ids(self) -> list[int]:
-        generation = self.folder / "generation_config.json"
-        config = read_json(generation) if generation.exists() else self.config
-        found = config.get("eos_token_id")
-        return found if isinstance(found, list) else [found] if isinstance(found, int) else []
-
     def _count(self, key: str, default: int | None = None) -> int:
         value = self.config.get(key)
         value = default if value is None else value
@@ -120,6 +111,20 @@ class HfFolder:
 
     def _problem(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self.folder / 'config.json'}: {text}")
+
+
+def tokenizer_of(folder: Path) -> tokens.Tokenizer:
+    """Build a folder's tokenizer, with its chat template and the tokens that end an answer."""
+    settings_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    settings = read_json(settings_file) if settings_file.exists() else {}
+    template = template_file.read_text() if template_file.exists() else settings.get("chat_template")
+    return tokens.from_folder(folder / "tokenizer.json", settings, _eos_ids(folder), template)
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    generation = folder / "generation_config.json"
+    found = read_json(generation if generation.exists() else folder / "config.json").get("eos_token_id")
+    return found if isinstance(found, list) else [found] if isinstance(found, int) else []
 
 
 def llama3_factors(rope: dict[str, Any], theta: float, half: int) -> NDArray[np.float32]:

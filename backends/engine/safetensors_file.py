@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from backends.engine.problems import CheckpointError
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+BYTES = {"U8": 1}  # packed weights, which only those who ask for them can read
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class StoredTensor:
         return self.bytes.view(dtype).astype(np.float32).reshape(self.shape)
 
 
-def read(path: Path) -> dict[str, StoredTensor]:
-    """Map the file and check its table; raises CheckpointError for anything that is not a whole safetensors file."""
+def read(path: Path, widths: Mapping[str, int] = WIDTHS) -> dict[str, StoredTensor]:
+    """Map a file of tensors of the types of `widths`; raises CheckpointError for anything that is not a whole one."""
     try:
         with path.open("rb") as file:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -49,7 +51,7 @@ def read(path: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{path}: not a whole safetensors file: its header claims {size} of {len(view)} bytes")
     table = _table(path, view[8 : 8 + size])
     area = np.frombuffer(view, np.uint8, offset=8 + size)
-    return {name: _stored(path, name, entry, area) for name, entry in table.items() if name != "__metadata__"}
+    return {name: _stored(path, name, entry, area, widths) for name, entry in table.items() if name != "__metadata__"}
 
 
 def _table(path: Path, header: bytes) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def _table(path: Path, header: bytes) -> dict[str, Any]:
     return table
 
 
-def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8]) -> StoredTensor:
+def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8], widths: Mapping[str, int]) -> StoredTensor:
     match entry:
         case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
             isinstance(size, int) and size > 0 for size in shape
@@ -70,9 +72,9 @@ def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8]) -> Store
             pass
         case _:
             raise CheckpointError(f"{path}: the table's entry for {name!r} is malformed")
-    if kind not in WIDTHS:
-        raise CheckpointError(f"{path}: tensor {name!r} is {kind}; {', '.join(WIDTHS)} are read")
-    if not 0 <= start <= end <= len(area) or end - start != math.prod(shape) * WIDTHS[kind]:
+    if kind not in widths:
+        raise CheckpointError(f"{path}: tensor {name!r} is {kind}; {', '.join(widths)} are read")
+    if not 0 <= start <= end <= len(area) or end - start != math.prod(shape) * widths[kind]:
         raise CheckpointError(
             f"{path}: tensor {name!r} of shape {shape} lies at bytes {start} to {end} of {len(area)}; "
             "the file is truncated or damaged: download it again"

@@ -22,7 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.engine import gguf_source, hf_folder
+from backends.engine import artifact, gguf_source, hf_folder
 from backends.engine.problems import CheckpointError
 from backends.engine.runner import ModelSpec
 from backends.engine.tokens import Tokenizer
@@ -115,10 +115,12 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str) -> Checkpoint:
-    """Open `package:module/path`, a .gguf file or a Hugging Face folder; raises CheckpointError."""
+    """Open `package:module/path`, a .gguf file, a Hugging Face folder or a quantised one; raises CheckpointError."""
     path = _located(source)
-    if path.is_dir():
-        opened: Source = hf_folder.HfFolder(path)
+    if (path / artifact.DESCRIPTION).is_file():
+        opened: Source = artifact.QuantFolder(path)
+    elif path.is_dir():
+        opened = hf_folder.HfFolder(path)
     elif path.is_file():
         opened = gguf_source.GgufSource(path)
     else:

@@ -1,0 +1,111 @@
+"""A quantised model on disk: quant.json, model.safetensors, the tokenizer's files. Refuses to know how it was rounded.
+
+quant.json says the model's shape and every matrix's scheme. model.safetensors holds each matrix as the bytes that the
+kernels read (`packing.py`), each starting at a multiple of 64 of the file, so that a worker can map them uncopied;
+norms and biases are F32. A GGUF's tokenizer comes along as tokenizer.gguf, the file's keys without its tensors.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.engine import gguf_file, hf_folder, safetensors_file, tokens
+from backends.engine.packing import Bytes
+from backends.engine.problems import CheckpointError
+from backends.engine.quant import QuantError, QuantTensor, Scheme, dequantize
+from backends.engine.runner import ModelSpec
+from backends.engine.unpacking import unpack
+
+DESCRIPTION, WEIGHTS, GGUF_TOKENIZER = "quant.json", "model.safetensors", "tokenizer.gguf"
+FORMAT, VERSION, LAYOUT = "tidegate-quant", 1, "panels-16x32"
+ALIGNMENT = 64
+ROPE_FACTORS = "rope_factors"
+
+
+class QuantFolder:
+    """A written folder as a checkpoint; see `weights.Source`. Matrices also come as they were rounded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = (folder / DESCRIPTION, folder / WEIGHTS)
+        self.description = hf_folder.read_json(folder / DESCRIPTION)
+        self.tensors = safetensors_file.read(folder / WEIGHTS, {**safetensors_file.WIDTHS, **safetensors_file.BYTES})
+        self.spec, self._schemes = self._read_spec(), self._read_schemes()
+
+    @property
+    def activations(self) -> str:
+        """How the quality in the report was measured: `int8` or `fp32` activations."""
+        return str(self.description.get("activations", "int8"))
+
+    @property
+    def rope_factors(self) -> NDArray[np.float32] | None:
+        """See `weights.Source`."""
+        stored = self.tensors.get(ROPE_FACTORS)
+        return stored.as_float32() if stored else None
+
+    @cached_property
+    def tokenizer(self) -> tokens.Tokenizer:
+        """Built on first use."""
+        if (self.folder / GGUF_TOKENIZER).exists():
+            return tokens.from_gguf(gguf_file.read(self.folder / GGUF_TOKENIZER))
+        return hf_folder.tokenizer_of(self.folder)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """See `weights.Source`."""
+        if name in self._schemes:
+            return self._schemes[name][1]
+        return self.tensors[name].shape if name in self.tensors else None
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """See `weights.Source`."""
+        return dequantize(self.matrix(name)) if name in self._schemes else self.tensors[name].as_float32()
+
+    def raw(self, name: str) -> tuple[str, Bytes]:
+        """Return a matrix's panels, mapped, under its scheme's name; see `weights.Source` for the rest."""
+        stored = self.tensors[name]
+        if name in self._schemes:
+            return f"panels:{self._schemes[name][0]}", stored.bytes.reshape(stored.shape)
+        return stored.type, stored.bytes.reshape(stored.shape[0], -1)
+
+    def matrix(self, name: str) -> QuantTensor:
+        """Return a matrix as it was rounded."""
+        scheme, shape = self._schemes[name]
+        try:
+            return unpack(self.tensors[name].bytes, scheme, *shape)
+        except QuantError as exc:
+            raise self._problem(f"{name}: {exc}") from exc
+
+    def _read_spec(self) -> ModelSpec:
+        told = [self.description.get(key) for key in ("format", "version", "layout")]
+        if told != [FORMAT, VERSION, LAYOUT]:
+            raise self._problem(f"{told} is not the format that this version reads; run `tidegate quantize` again")
+        try:
+            return ModelSpec(**self.description["model"])
+        except (KeyError, TypeError) as exc:
+            raise self._problem(f'"model" is not a model\'s shape: {exc}') from exc
+
+    def _read_schemes(self) -> dict[str, tuple[Scheme, tuple[int, int]]]:
+        found: dict[str, tuple[Scheme, tuple[int, int]]] = {}
+        for name, entry in self.description.get("matrices", {}).items():
+            match entry:
+                case {"shape": [int(rows), int(columns)], "bits": bits, "group": group, "symmetric": bool(symmetric)}:
+                    found[name] = self._scheme(bits, group, symmetric=symmetric), (rows, columns)
+                case _:
+                    raise self._problem(f'"matrices" has a malformed entry for {name!r}')
+            if name not in self.tensors:
+                raise self._problem(f"{name} is described, but {WEIGHTS} does not hold it")
+        return found
+
+    def _scheme(self, bits: Any, group: Any, *, symmetric: bool) -> Scheme:
+        try:
+            return Scheme(bits, group, symmetric)
+        except QuantError as exc:
+            raise self._problem(str(exc)) from exc
+
+    def _problem(self, text: str) -> CheckpointError:
+        return CheckpointError(f"{self.folder / DESCRIPTION}: {text}")

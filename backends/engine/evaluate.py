@@ -1,0 +1,65 @@
+"""How far a rounded model is from the original on held-out text. Refuses to know how it was rounded.
+
+Accuracy is 1 / perplexity ratio. Beside it stand the mean KL divergence and how often the likeliest token is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backends.engine.dense import Dense
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Of a model against the original, on the same tokens."""
+
+    perplexity: float
+    ratio: float
+    kl: float
+    top1: float
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """1 / perplexity ratio; may exceed 1 by chance where little was lost."""
+        return 1 / self.ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The original model's head inputs on held-out windows, so that judging a candidate runs only the candidate."""
+
+    model: Dense
+    windows: Tensor
+    hidden: Tensor
+
+    @torch.no_grad()
+    def judge(self, candidate: Dense) -> Quality:
+        """Compare a candidate with the original on every next token of the windows."""
+        sums = torch.zeros(4, dtype=torch.float64)
+        for window, hidden in zip(self.windows, self.hidden, strict=True):
+            original = self.model.logits(hidden[:-1]).log_softmax(-1)
+            rounded = candidate.logits(candidate.hidden(window[None])[0, :-1]).log_softmax(-1)
+            sums += _sums(original, rounded, window[1:])
+        tokens = self.windows.numel() - len(self.windows)
+        nll, original_nll, kl, same = (sums / tokens).tolist()
+        return Quality(math.exp(nll), math.exp(nll - original_nll), kl, same, tokens)
+
+
+@torch.no_grad()
+def reference_of(model: Dense, windows: Tensor) -> Reference:
+    """Run the original once over the held-out windows."""
+    return Reference(model, windows, torch.cat([model.hidden(window[None]) for window in windows]))
+
+
+def _sums(original: Tensor, rounded: Tensor, said: Tensor) -> Tensor:
+    kl = functional.kl_div(rounded, original, reduction="sum", log_target=True)
+    same = (original.argmax(-1) == rounded.argmax(-1)).sum()
+    losses = (functional.nll_loss(logprobs, said, reduction="sum") for logprobs in (rounded, original))
+    return torch.tensor([*map(float, losses), float(kl), float(same)], dtype=torch.float64)

@@ -1,0 +1,56 @@
+"""Text to calibrate on and text to judge by, with no network: Python's own reference ships with every Python.
+
+Refuses to know models. Calibration and held-out text never share a topic (or, for a file of the user's, a paragraph).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor
+
+from backends.engine.problems import CheckpointError
+from backends.engine.tokens import Tokenizer
+
+WINDOW = 512
+"""Tokens of one window; every window starts cold, as a prompt does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Two texts without common parts, and what they are, for the report."""
+
+    calibration: str
+    held_out: str
+    origin: str
+
+
+def shipped() -> Texts:
+    """Every other topic of `pydoc_data.topics` for calibration, the rest held out."""
+    names = sorted(topics)
+    parts = ["\n".join(topics[name] for name in names[start::2]) for start in (0, 1)]
+    return Texts(parts[0], parts[1], "pydoc_data.topics: even topics to calibrate, odd topics held out")
+
+
+def from_file(path: Path) -> Texts:
+    """Nine of ten paragraphs of a text for calibration, every tenth held out."""
+    try:
+        paragraphs = path.read_text().split("\n\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CheckpointError(f"{path}: cannot be read as text: {exc}") from exc
+    held_out = paragraphs[9::10]
+    kept = [part for at, part in enumerate(paragraphs) if at % 10 != 9]
+    return Texts("\n\n".join(kept), "\n\n".join(held_out), f"{path}: every tenth paragraph held out")
+
+
+def windows(tokenizer: Tokenizer, text: str, count: int) -> Tensor:
+    """Cut up to `count` windows [count, WINDOW], spread evenly over the text; raises CheckpointError for too little."""
+    tokens = torch.tensor(tokenizer.encode(text, special=False))
+    whole = len(tokens) // WINDOW
+    if whole < 1:
+        raise CheckpointError(f"a text of {len(tokens)} tokens is too short; {WINDOW} is the least, 20,000 are good")
+    chosen = torch.linspace(0, whole - 1, min(count, whole)).round().long()
+    return tokens[: whole * WINDOW].view(whole, WINDOW)[chosen]
