@@ -39,8 +39,8 @@ class QuantFolder:
 
     @property
     def activations(self) -> str:
-        """How the quality in the report was measured: `int8` or `fp32` activations."""
-        return str(self.description.get("activations", "int8"))
+        """Which activations the accuracy was judged with: `int8` or `fp32`."""
+        return str(self.description.get("activations", "fp32"))
 
     @property
     def rope_factors(self) -> NDArray[np.float32] | None:

@@ -39,7 +39,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; its name is then a source")
     command.add_argument("--target-size", type=float, default=0.35, help="most bytes, as a share of fp16 (0.35)")
     command.add_argument("--min-accuracy", type=float, default=0.98, help="least 1 / perplexity ratio (0.98)")
-    command.add_argument("--act", choices=("int8", "fp32"), default="int8", help="activations to judge with (int8)")
+    command.add_argument(
+        "--act", choices=("int8", "fp32"), default="fp32", help="activations that accuracy is judged with (fp32)"
+    )
     command.add_argument("--calibration", type=Path, help="text like the model's traffic; default: Python's reference")
     command.add_argument("--recipe", help="a preset (brief, brief-head8) or a TOML file instead of a search")
     command.add_argument("--seed", type=int, default=0, help="equal seeds give equal models on equal machines (0)")

@@ -69,7 +69,7 @@ def _find(order: Order, given: tuple[Checkpoint, texts.Texts], work: Work, watch
     learnt = study.study(model, calibration, order.seed, work, watch)
     reference = evaluate.reference_of(model, held_out)
     if order.recipe is not None:
-        outcome = search.follow(learnt, (reference, recipes.open_recipe(order.recipe)), work, watch)
+        outcome = search.follow(learnt, reference, recipes.open_recipe(order.recipe), work, watch)
         return Found(learnt, outcome, is_met=True, scale=scale, text=text.origin)
     wishes = search.Wishes(scale.budget(order.target_share), order.min_accuracy, order.activations)
     outcome = search.search(learnt, reference, wishes, work, watch)
@@ -93,8 +93,8 @@ def _tell(order: Order, found: Found, console: Console) -> None:
     console.print(report.sensitivity_table(found.learnt.options))
     if outcome.best is not None:
         console.print(report.classes_table(outcome.best.rounded))
-        console.print(_verdict(found, outcome.best))
-    console.print(f"rounding activations alone: perplexity ratio {outcome.activations_alone.ratio:.4f}")
+        for line in _verdicts(found, outcome.best):
+            console.print(line)
     console.print(f"text: {found.text}")
     for line in [] if found.is_met else infeasible(order, found):
         console.print(line)
@@ -109,7 +109,9 @@ def infeasible(order: Order, found: Found) -> list[str]:
         f"cannot have both: at most {order.target_share:.1%} of fp16, and an accuracy of {order.min_accuracy} or more"
     ]
     if outcome.best is not None:
-        told.append(f"  nearest within the size: accuracy {outcome.best.quality.accuracy:.4f} (measured)")
+        told.append(
+            f"  nearest within the size: accuracy {outcome.best.quality(order.activations).accuracy:.4f} (measured)"
+        )
     else:
         least = outcome.points[0]
         told.append(
@@ -123,13 +125,13 @@ def infeasible(order: Order, found: Found) -> list[str]:
     return told
 
 
-def _verdict(found: Found, best: search.Attempt) -> str:
-    quality = best.quality
-    return (
-        f"{found.scale.share(best.nbytes):.2%} of fp16: accuracy {quality.accuracy:.4f} = 1 / perplexity ratio "
-        f"{quality.ratio:.4f}, KL {quality.kl:.4f}, same likeliest token {quality.top1:.1%}, "
+def _verdicts(found: Found, best: search.Attempt) -> list[str]:
+    return [
+        f"{found.scale.share(best.nbytes):.2%} of fp16, {name} activations: accuracy {quality.accuracy:.4f} = "
+        f"1 / perplexity ratio {quality.ratio:.4f}, KL {quality.kl:.4f}, same likeliest token {quality.top1:.1%}, "
         f"on {quality.tokens} held-out tokens"
-    )
+        for name, quality in (("fp32", best.fp32), ("int8", best.int8))
+    ]
 
 
 def _as_json(order: Order, found: Found) -> dict[str, Any]:
@@ -141,7 +143,6 @@ def _as_json(order: Order, found: Found) -> dict[str, Any]:
         "text": found.text,
         "fp16_bytes": found.scale.fp16_bytes,
         "chosen": None if outcome.best is None else chosen(found.scale, outcome.best),
-        "activations_alone": asdict(outcome.activations_alone),
         "sensitivity": report.sensitivity(found.learnt.options),
         "frontier": [{"share": share(point.nbytes), "accuracy": point.accuracy} for point in outcome.points],
         "nearest": [] if found.is_met else infeasible(order, found),
@@ -152,8 +153,7 @@ def chosen(scale: report.Scale, best: search.Attempt) -> dict[str, Any]:
     """Give size, quality and every unit's scheme as JSON has them."""
     return {
         "share": scale.share(best.nbytes),
-        "accuracy": best.quality.accuracy,
-        **asdict(best.quality),
+        "quality": {"fp32": asdict(best.fp32), "int8": asdict(best.int8)},
         "schemes": {unit: str(scheme) for unit, scheme in best.schemes.items()},
     }
 
@@ -161,7 +161,9 @@ def chosen(scale: report.Scale, best: search.Attempt) -> dict[str, Any]:
 def _plot(order: Order, found: Found) -> str:
     share, best = found.scale.share, found.outcome.best
     curve = [(share(point.nbytes), point.accuracy) for point in found.outcome.points]
-    markers = [report.Marker("this model", share(best.nbytes), best.quality.accuracy)] if best else []
+    markers = (
+        [report.Marker("this model", share(best.nbytes), best.quality(order.activations).accuracy)] if best else []
+    )
     return report.frontier_svg(curve, markers, report.Marker("", order.target_share, order.min_accuracy))
 
 

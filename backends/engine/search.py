@@ -34,12 +34,17 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Schemes by unit, the units rounded by them, and what came of it."""
+    """Schemes by unit, the units rounded by them, and what came of it with activations as they are and as int8."""
 
     schemes: Mapping[str, Scheme]
     rounded: Mapping[str, QuantTensor]
-    quality: Quality
     nbytes: int
+    fp32: Quality
+    int8: Quality
+
+    def quality(self, activations: Activations) -> Quality:
+        """Return the quality with these activations."""
+        return self.int8 if activations == "int8" else self.fp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +57,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The best attempt (None: nothing fits the budget) and the frontier, in bytes, as the measurements correct it."""
+    """The best attempt (None: nothing fits the budget) and the frontier as the measurements correct it."""
 
     best: Attempt | None
-    activations_alone: Quality
     points: Sequence[Point]
 
     def is_met(self, wishes: Wishes) -> bool:
         """Say whether both limits hold."""
-        return self.best is not None and self.best.quality.accuracy >= wishes.min_accuracy
+        return self.best is not None and self.best.quality(wishes.activations).accuracy >= wishes.min_accuracy
 
     def smallest(self, accuracy: float) -> Point | None:
         """Return the smallest point of the frontier expected to reach an accuracy."""
@@ -70,42 +74,43 @@ class Outcome:
 def search(learnt: Study, reference: Reference, wishes: Wishes, work: Work, watch: Watch) -> Outcome:
     """Allocate, round, judge, and repair once if that was not good enough."""
     options = storable(learnt.options)
-    activations = reference.judge(learnt.model.with_matrices({}, wishes.activations))
     allocation = allocate(options, wishes.budget_bytes)
     if allocation is None:
-        return Outcome(None, activations, points(options, activations, 1.0))
-    goal = reference, wishes.activations
-    best = attempt(learnt, goal, allocation.schemes, work, watch)
-    if best.quality.accuracy < wishes.min_accuracy:
-        options = corrected(options, learnt, reference, best)
-        repaired = allocate(options, wishes.budget_bytes)
-        if repaired is not None and repaired.schemes != allocation.schemes:
-            again = attempt(learnt, goal, repaired.schemes, work, watch)
-            best = max(best, again, key=lambda made: made.quality.accuracy)
-    return Outcome(best, activations, points(options, activations, prediction_factor(options, best, activations)))
+        return Outcome(None, expected(options, floor=0.0, factor=1.0))
+    best = attempt(learnt, reference, allocation.schemes, work, watch)
+    outcome = Outcome(best, measured_points(options, best, wishes.activations))
+    return outcome if outcome.is_met(wishes) else _repaired(learnt, reference, (wishes, best), work, watch)
 
 
-def attempt(
-    learnt: Study, goal: tuple[Reference, Activations], schemes: Mapping[str, Scheme], work: Work, watch: Watch
-) -> Attempt:
+def attempt(learnt: Study, reference: Reference, schemes: Mapping[str, Scheme], work: Work, watch: Watch) -> Attempt:
     """Round every unit by its scheme and judge the whole."""
-    reference, activations = goal
     rounded = round_units(learnt, schemes, work, watch("rounding"))
     judging = watch("judging")
-    quality = reference.judge(candidate(learnt.model, rounded, activations))
+    fp32 = reference.judge(candidate(learnt.model, rounded, "fp32"))
+    judging(0.5)
+    int8 = reference.judge(candidate(learnt.model, rounded, "int8"))
     judging(1)
     rows = rows_of(learnt.model.spec)
     nbytes = sum(stored_bytes(tensor.scheme, rows[unit], tensor.shape[1]) for unit, tensor in rounded.items())
-    return Attempt(schemes, rounded, quality, nbytes)
+    return Attempt(schemes, rounded, nbytes, fp32, int8)
 
 
-def follow(learnt: Study, goal: tuple[Reference, Recipe], work: Work, watch: Watch) -> Outcome:
+def follow(learnt: Study, reference: Reference, recipe: Recipe, work: Work, watch: Watch) -> Outcome:
     """Round by a recipe, whatever comes of it."""
-    reference, recipe = goal
     schemes = {unit: recipe.scheme_of(unit, learnt.model.spec) for unit in learnt.options}
-    activations = reference.judge(learnt.model.with_matrices({}, recipe.activations))
-    made = attempt(learnt, (reference, recipe.activations), schemes, work, watch)
-    return Outcome(made, activations, points(storable(learnt.options), activations, 1.0))
+    made = attempt(learnt, reference, schemes, work, watch)
+    return Outcome(made, expected(storable(learnt.options), floor=0.0, factor=1.0))
+
+
+def _repaired(learnt: Study, reference: Reference, missed: tuple[Wishes, Attempt], work: Work, watch: Watch) -> Outcome:
+    """Allocate once more by losses that were measured, and keep the better attempt."""
+    wishes, best = missed
+    options = corrected(storable(learnt.options), learnt, reference, best)
+    allocation = allocate(options, wishes.budget_bytes)
+    if allocation is not None and allocation.schemes != best.schemes:
+        again = attempt(learnt, reference, allocation.schemes, work, watch)
+        best = max(best, again, key=lambda made: made.quality(wishes.activations).accuracy)
+    return Outcome(best, measured_points(options, best, wishes.activations))
 
 
 def storable(options: Options) -> dict[str, list[Choice]]:
@@ -125,16 +130,15 @@ def corrected(options: Options, learnt: Study, reference: Reference, made: Attem
     }
 
 
-def prediction_factor(options: Options, made: Attempt, activations: Quality) -> float:
-    """How many times the predicted loss the weights were measured to cost."""
+def measured_points(options: Options, made: Attempt, activations: Activations) -> list[Point]:
+    """Scale the frontier so that it passes through an attempt; int8 activations cost the same at every size."""
     predicted = sum(_predicted(options, made, name) for name in {class_of(unit) for unit in options})
-    measured = math.log(made.quality.ratio) - math.log(activations.ratio)
-    return max(measured, 1e-6) / predicted
+    factor = max(math.log(made.fp32.ratio), made.fp32.kl / 2, 1e-9) / predicted
+    return expected(options, math.log(made.quality(activations).ratio / made.fp32.ratio), factor)
 
 
-def points(options: Options, activations: Quality, factor: float) -> list[Point]:
-    """Turn the frontier into bytes and expected accuracy."""
-    floor = math.log(activations.ratio)
+def expected(options: Options, floor: float, factor: float) -> list[Point]:
+    """Turn the frontier into bytes and expected accuracy: exp(-floor - factor * loss)."""
     return [Point(picks.nbytes, math.exp(-floor - factor * picks.loss)) for picks in frontier(options)]
 
 

@@ -25,6 +25,7 @@ STORABLE = (
     *(Scheme(5, group) for group in (64, 128)),
     Scheme(6, 128),
     *(Scheme(bits, 128, symmetric=True) for bits in (4, 5, 6, 8)),
+    Scheme(8, 32, symmetric=True),
 )
 ANALYSED = (Scheme(3, 128), *STORABLE)
 
