@@ -175,7 +175,7 @@ MIXED = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 @given(st.data(), st.one_of(st.sampled_from(EXAMPLES), MIXED))
-def test_any_split_of_the_text_gives_the_same_answer(data: st.DataObject, text: str) -> None:  # noqa: FBT001
+def test_any_split_of_the_text_gives_the_same_answer(data: st.DataObject, text: str) -> None:
     """Text, calls, ids and arguments do not depend on where tokens begin and end."""
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

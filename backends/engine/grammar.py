@@ -110,7 +110,10 @@ class Grammars:
 
 
 class Mask:
-    """The tokens one sequence may take next. Used by the step thread alone; in order: fill, sample, accept."""
+    """The tokens one sequence may take next; in order: fill, sample, accept.
+
+    Used by the step thread alone: the masks of one `Grammars` share their memory.
+    """
 
     def __init__(self, matcher: llguidance.LLMatcher, scratch: Scratch, param: str) -> None:
         self._matcher, self._scratch, self._param = matcher, scratch, param
