@@ -170,7 +170,23 @@ EXAMPLES = [
     *KEPT_AS_TEXT.values(),
 ]
 FRAGMENTS = ["<tool_call>", "</tool_call>", "{", "}", "[", "]", '"', "\\", CALL, NOW, '"name": "now"', "arguments", ":"]
-FRAGMENTS += [",", " ", "\n", "```", "json", "<function=now>", "<|python_tag|>", "word", "é", "'", "1", "<", ">", ";"]
+FRAGMENTS += [
+    ",",
+    " ",
+    "\n",
+    "```",
+    "json",
+    "<function=now>",
+    "<|python_tag|>",
+    "<|eom_id|>",
+    "word",
+    "é",
+    "'",
+    "1",
+    "<",
+    ">",
+    ";",
+]
 MIXED = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 

@@ -150,10 +150,10 @@ class ToolCallParser:
             return False
         if self._object is not None:
             return self._read_object(self._object, pieces)
-        if (opener := self._match(self._openers)) is not None:
-            self._open(opener)
-        elif (closer := self._match(self._closers)) is not None:
+        if (closer := self._match(self._closers)) is not None:  # first, as it may begin an opener that is not here yet
             self._drop(closer)
+        elif (opener := self._match(self._openers)) is not None:
+            self._open(opener)
         elif any(form.may_follow(self._held) for form in (*self._openers, *self._closers)):
             return False
         else:
