@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from backends.api import Call, Message, Tool
 from backends.engine.gguf_file import GgufFile
 from backends.engine.problems import CheckpointError, TemplateError
+from backends.engine.sentencepiece import sentencepiece_bpe, spelled
 from backends.engine.template import ChatTemplate
 
 # Tokens that end an answer under every checkpoint that has them, whether or not its metadata says so.
@@ -46,6 +47,7 @@ class Vocabulary:
     eos_ids: frozenset[int]
     template: str | None
     specials: dict[str, str]
+    is_byte_level: bool = True  # else SentencePiece's spelling: ▁ is a space, <0x0A> a byte
 
 
 class Tokenizer:
@@ -90,6 +92,8 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id)
         if token is None:  # embeddings are often padded beyond the vocabulary
             return b""
+        if not self._vocabulary.is_byte_level:
+            return spelled(token)
         return bytes(BYTE_OF[char] for char in token) if BYTE_OF.keys() >= set(token) else token.encode()
 
     def token_text(self, token_id: int) -> str:
@@ -162,13 +166,17 @@ BYTE_OF = _bytes_of_characters()
 def from_gguf(file: GgufFile) -> Tokenizer:
     """Build a file's tokenizer from its `tokenizer.*` keys; raises CheckpointError."""
     texts = _texts(file, "tokenizer.ggml.tokens")
-    if file.metadata.get("tokenizer.ggml.model") != "gpt2":
-        raise CheckpointError(
-            f"{file.path}: tokenizer {file.metadata.get('tokenizer.ggml.model')!r} is not supported; "
-            "byte-level BPE ('gpt2') is: use the model's Hugging Face folder, or a model with such a tokenizer"
-        )
-    backend = _byte_level_bpe(file, texts)
     kinds = _token_kinds(file, len(texts))
+    match file.metadata.get("tokenizer.ggml.model"):
+        case "gpt2":
+            backend = _byte_level_bpe(file, texts)
+        case "llama":
+            backend = _sentencepiece_bpe(file, texts)
+        case other:
+            raise CheckpointError(
+                f"{file.path}: tokenizer {other!r} is not supported; byte-level BPE ('gpt2') and SentencePiece BPE "
+                "('llama') are: use a model with such a tokenizer"
+            )
     backend.add_special_tokens([AddedToken(texts[i], normalized=False) for i in np.flatnonzero(kinds == CONTROL)])
     backend.add_tokens([AddedToken(texts[i], normalized=False) for i in np.flatnonzero(kinds == USER_DEFINED)])
     return Tokenizer(backend, _gguf_vocabulary(file, texts))
@@ -187,6 +195,19 @@ def _byte_level_bpe(file: GgufFile, texts: list[str]) -> tokenizers.Tokenizer:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _pre_tokenizer(file, pre)
     return backend
+
+
+def _sentencepiece_bpe(file: GgufFile, texts: list[str]) -> tokenizers.Tokenizer:
+    scores = file.metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, np.ndarray) or len(scores) != len(texts):
+        raise CheckpointError(
+            f"{file.path}: tokenizer.ggml.scores should have one entry for each of {len(texts)} tokens"
+        )
+    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    if not isinstance(unknown, int) or not 0 <= unknown < len(texts):
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.unknown_token_id is {unknown!r}, which is no token")
+    prefix = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True))
+    return sentencepiece_bpe(texts, scores.astype(np.float32), unknown=texts[unknown], add_space_prefix=prefix)
 
 
 def _pre_tokenizer(file: GgufFile, pre: object) -> pre_tokenizers.PreTokenizer:
@@ -223,6 +244,7 @@ def _gguf_vocabulary(file: GgufFile, texts: list[str]) -> Vocabulary:
         ),
         template=template if isinstance(template, str) else None,
         specials={f"{role}_token": texts[at] for role, at in named.items() if at is not None},
+        is_byte_level=file.metadata.get("tokenizer.ggml.model") == "gpt2",
     )
 
 
@@ -261,8 +283,8 @@ def from_folder(file: Path, settings: Mapping[str, Any], eos_ids: Iterable[int],
         decoder = orjson.dumps(orjson.loads(stored)["decoder"])
     except Exception as exc:  # tokenizers raises bare Exception for a malformed file
         raise CheckpointError(f"{file}: cannot be read: {exc}") from exc
-    if b"ByteLevel" not in decoder:
-        raise CheckpointError(f"{file}: only byte-level BPE tokenizers are supported")
+    if b"ByteLevel" not in decoder and b"ByteFallback" not in decoder:
+        raise CheckpointError(f"{file}: only byte-level and SentencePiece BPE tokenizers are supported")
     backend.no_truncation()
     backend.no_padding()
     specials = _named_specials(settings)
@@ -278,6 +300,7 @@ def from_folder(file: Path, settings: Mapping[str, Any], eos_ids: Iterable[int],
             eos_ids=_end_ids(eos_ids, known),
             template=template,
             specials=specials,
+            is_byte_level=b"ByteLevel" in decoder,
         ),
     )
 
