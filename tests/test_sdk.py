@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from collections.abc import Iterator
 
 import openai
@@ -226,3 +227,24 @@ async def test_many_streams_share_the_worker(served_model: Served) -> None:
 
     assert all(together)
     assert together[::8] == alone
+
+
+def test_a_client_that_goes_away_frees_its_blocks(smol: openai.OpenAI, served_model: Served) -> None:
+    """Closing the connection in mid-answer cancels the call in the worker, whose next figures show no block in use."""
+    with smol.chat.completions.create(
+        model="smollm2", messages=said("Count to a thousand."), stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+        while not blocks_used(served_model):
+            pass  # the figures come once a second
+
+    served_model.event("request", status=499)
+    while blocks_used(served_model):
+        pass  # the answer itself would go on for minutes, to the end of the window
+
+
+def blocks_used(served: Served) -> float:
+    """Read the gauge."""
+    with urllib.request.urlopen(f"{served.admin_url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("tidegate_kv_blocks_used{"))
