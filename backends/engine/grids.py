@@ -32,9 +32,9 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 def from_gguf(raw: Bytes, kind: str, shape: tuple[int, int]) -> QuantTensor:
     """Read the blocks of one GGUF matrix of `shape` [N, K] and block format `kind`, such as `Q4_1`."""
-    if kind not in _GGUF:
+    if kind not in GRIDS:
         raise QuantError(f"GGUF blocks of kind {kind} are not a grid of ours: dequantise and quantise them again")
-    block, size, read = _GGUF[kind]
+    block, size, read = GRIDS[kind]
     rows, columns = shape
     if columns % block or raw.size != rows * columns // block * size:
         raise QuantError(f"{kind} of {rows}x{columns} needs blocks of {block} weights in {size} bytes, not {raw.size}")
@@ -171,7 +171,7 @@ def _q6_k(blocks: Bytes) -> QuantTensor:
     return quantize(weight.reshape(rows, -1), Scheme(8, 32, symmetric=True))
 
 
-_GGUF: dict[str, tuple[int, int, Callable[[Bytes], QuantTensor]]] = {
+GRIDS: dict[str, tuple[int, int, Callable[[Bytes], QuantTensor]]] = {
     "Q4_0": (32, 18, _q4(symmetric=True)),
     "Q4_1": (32, 20, _q4(symmetric=False)),
     "Q5_0": (32, 22, _q5(symmetric=True)),

@@ -33,7 +33,15 @@ _MATRICES = {
 class Weights(Protocol):
     """A quantised model as the runner wants it: matrices with their codes, vectors in fp32."""
 
-    spec: ModelSpec
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+        ...
+
+    @property
+    def rope_factors(self) -> NDArray[np.float32] | None:
+        """Divisors of the rope frequencies, [head_dim / 2]; None when they are plain."""
+        ...
 
     def matrix(self, name: str) -> QuantTensor:
         """Return the matrix `name`, rows of q and k in the half-split order of HF."""
@@ -124,18 +132,16 @@ class NativeRunner:
         cpu.check(cpu.library().tg_step(self._engine, ctypes.addressof(step)), "step")
 
     def _open(self, model: cpu.Model, threads: int, isa: cpu.Isa) -> int | None:
-        cores = cpu.allowed_cores()
-        count = threads or len(cores)
-        pins = (ctypes.c_int32 * count)(*(-1 if not __import__("os").environ.get("PIN") else t for t in range(count)))
+        count = threads or len(cpu.allowed_cores())
         engine = ctypes.c_void_p()
-        opened = cpu.library().tg_open(ctypes.byref(model), cpu.ISA[isa], count, pins, ctypes.byref(engine))
+        opened = cpu.library().tg_open(ctypes.byref(model), cpu.ISA[isa], count, ctypes.byref(engine))
         cpu.check(opened, "open")
         return engine.value
 
     def _model(self, weights: Weights) -> cpu.Model:
         spec = self.spec
         layers = (cpu.Layer * spec.layers)(*(self._layer(weights, f"layers.{i}.") for i in range(spec.layers)))
-        cosines, sines = rope_tables(spec)
+        cosines, sines = rope_tables(spec, weights.rope_factors)
         embed = self._linear(weights.matrix("embed.weight"))
         return cpu.Model(
             spec.layers,
@@ -163,8 +169,8 @@ class NativeRunner:
     def _layer(self, weights: Weights, prefix: str) -> cpu.Layer:
         spec, vector = self.spec, weights.vector
         layer = cpu.Layer(
-            self._vector(vector(prefix + "attention_norm.weight")),
-            self._vector(vector(prefix + "ffn_norm.weight")),
+            self._vector(vector(prefix + "attention.norm.weight")),
+            self._vector(vector(prefix + "ffn.norm.weight")),
             self._vector(vector(prefix + "attention.q_norm.weight")) if spec.qk_norm else None,
             self._vector(vector(prefix + "attention.k_norm.weight")) if spec.qk_norm else None,
         )
@@ -220,9 +226,13 @@ def _zeroed(count: int) -> NDArray[np.uint8]:
     return whole[start : start + count]
 
 
-def rope_tables(spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def rope_tables(
+    spec: ModelSpec, factors: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return cosines and sines [context, head_dim / 2] of every position's rotation."""
     inverse = spec.rope_theta ** -(np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim))
+    if factors is not None:
+        inverse = inverse / factors
     angles = np.arange(spec.context_tokens, dtype=np.float32)[:, None] * inverse.astype(np.float32)
     return np.cos(angles), np.sin(angles)
 

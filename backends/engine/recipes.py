@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from backends.engine.packing import panel_shape
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, Scheme
 from backends.engine.runner import ModelSpec
+from backends.engine.weights import expected_shapes
 
 Activations = Literal["int8", "fp32"]
 CLASSES = ("embed", "head", "attention", "ffn")
@@ -65,6 +67,16 @@ PRESETS: dict[str, Recipe] = {
 def class_of(unit: str) -> str:
     """Name the tensor class of a unit or matrix: embed, head, attention or ffn."""
     return next(part for part in unit.split(".") if part in CLASSES)
+
+
+def matrix_bytes(recipe: Recipe, spec: ModelSpec) -> int:
+    """Bytes of all matrices under a recipe: its true size, scales and padding counted."""
+    total = 0
+    for name, shape in expected_shapes(spec):
+        if len(shape) == 2:
+            panels, _, stride = panel_shape(recipe.scheme_of(name, spec), shape[0], shape[1])
+            total += panels * stride
+    return total
 
 
 def open_recipe(name: str) -> Recipe:

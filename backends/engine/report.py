@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,10 +110,10 @@ class _Frame:
             if (at := self.x(percent / 100)) >= 70:
                 lines.append(f'<path d="M{at:.1f} 360v5" stroke="#444"/>')
                 lines.append(f'<text x="{at:.1f}" y="382" text-anchor="middle">{percent} %</text>')
-        for step in range(6):
-            accuracy = self.low + (self.high - self.low) * step / 5
-            lines.append(f'<path d="M70 {self.y(accuracy):.1f}H690" stroke="#e5e7eb"/>')
-            lines.append(f'<text x="62" y="{self.y(accuracy) + 4:.1f}" text-anchor="end">{accuracy:.3f}</text>')
+        for hundredths in range(round(100 * self.low), 101, 2 if self.low > 0.85 else 5):
+            y = self.y(hundredths / 100)
+            lines.append(f'<path d="M70 {y:.1f}H690" stroke="#e5e7eb"/>')
+            lines.append(f'<text x="62" y="{y + 4:.1f}" text-anchor="end">{hundredths / 100:.2f}</text>')
         lines.append('<text x="380" y="408" text-anchor="middle">size, share of fp16</text>')
         lines.append('<text x="70" y="24">accuracy = 1 / perplexity ratio; line: expected, points: measured</text>')
         return lines
@@ -132,7 +133,7 @@ def _frame(curve: Sequence[tuple[float, float]], markers: Sequence[Marker], want
     shares = [curve[0][0], wanted.share, *(marker.share for marker in markers)]
     right = max(0.55, *shares) + 0.02
     accuracies = [wanted.accuracy, *(marker.accuracy for marker in markers)]
-    low = max(0.0, min(0.9, *accuracies) - 0.02)
+    low = max(0, math.floor(10 * min(0.9, *accuracies))) / 10
     return _Frame(min(shares) - 0.01, right, low, max(1.0, *accuracies) + 0.002)
 
 

@@ -29,10 +29,15 @@ class Texts:
 
 
 def shipped() -> Texts:
-    """Every other topic of `pydoc_data.topics` for calibration, the rest held out."""
+    """Every other topic of `pydoc_data.topics` for calibration, the rest held out.
+
+    Topics repeat each other's paragraphs; what calibration text has said is dropped from the held-out text.
+    """
     names = sorted(topics)
-    parts = ["\n".join(topics[name] for name in names[start::2]) for start in (0, 1)]
-    return Texts(parts[0], parts[1], "pydoc_data.topics: even topics to calibrate, odd topics held out")
+    calibration, rest = ([part for name in names[at::2] for part in topics[name].split("\n\n")] for at in (0, 1))
+    known = {part.strip() for part in calibration}
+    held_out = [part for part in rest if part.strip() not in known]
+    return Texts("\n\n".join(calibration), "\n\n".join(held_out), "pydoc_data.topics: even topics against odd ones")
 
 
 def from_file(path: Path) -> Texts:

@@ -1,10 +1,10 @@
 // The CPU engine: one call runs a whole decoder step over a ragged batch. Nothing here knows files, text or scheduling.
 //
 //   open    check every size once, plan the scratch memory, start the threads
-//   step    check the batch, then all threads walk the layers together (Engine::walk), meeting at barriers
+//   step    check the batch, then all threads walk the layers together (Engine::walk), phase by phase
 //
-// Between two barriers lies a phase whose parts are handed out by an atomic counter, so that a thread which lost its
-// core to somebody else holds nobody up. No result depends on who ran a part (see ops_inl.h).
+// A phase is cut into parts that are handed out by an atomic counter; `settle` waits until the parts of all phases so far
+// are done (see pool.h). No result depends on who ran a part (see ops_inl.h).
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -192,8 +192,7 @@ struct AttendPart {
 
 class Engine {
    public:
-    Engine(const TgModel& model, const Ops& ops, int threads, const int32_t* cpus)
-        : model_(model), ops_(ops), pool_(threads, cpus) {
+    Engine(const TgModel& model, const Ops& ops, int threads) : model_(model), ops_(ops), pool_(threads) {
         layers_.reset(new TgLayer[size_t(model.layers)]);
         memcpy(layers_.get(), model.layer, sizeof(TgLayer) * size_t(model.layers));
         model_.layer = layers_.get();
@@ -203,8 +202,8 @@ class Engine {
         kv_width_ = round_up(model.kv_heads * model.head_dim, kChunk);
         ffn_width_ = round_up(model.ffn, kChunk);
         repeat_ = model.heads / model.kv_heads;
-        phases_ = 16 * model.layers + 16;
-        counters_.reset(new Counter[size_t(phases_)]);
+        phase_count_ = 12 * model.layers + 8;
+        phases_.reset(new Phase[size_t(phase_count_)]);
         locals_.reset(new Local[size_t(threads)]);
     }
 
@@ -213,7 +212,7 @@ class Engine {
         step_ = &step;
         reserve();
         plan_attention();
-        for (int i = 0; i < phases_; i++) counters_[i].next.store(0, std::memory_order_relaxed);
+        for (int i = 0; i < phase_count_; i++) phases_[i].clear();
         pool_.run([](void* self, int thread) { static_cast<Engine*>(self)->walk(thread); }, this);
         return TG_OK;
     }
@@ -229,18 +228,15 @@ class Engine {
     }
 
    private:
-    struct alignas(64) Counter {
-        std::atomic<int> next{0};
-    };
     struct alignas(64) Local {
         Buffer<float> row, queries, scores, sums;
         QuantisedRows quantised;
         int32_t limits[kAttendRows];
         Softmax state[kAttendRows], part[kAttendRows];
-        int phase = 0;
+        int phase = 0, settled = 0;
     };
 
-    // Few rows are quantised by every thread for itself, which costs less than a barrier.
+    // Few rows are quantised by every thread for itself, which costs less than a phase.
     static constexpr int kOwnRows = 4;
 
     int rows() const { return step_->token_count; }
@@ -266,7 +262,6 @@ class Engine {
             local.queries.reserve(kAttendRows * head_width_);
             local.scores.reserve(12 * kAttendTokens);
             local.sums.reserve(2 * kAttendRows * head_width_);
-            local.phase = 0;
         }
     }
 
@@ -297,16 +292,15 @@ class Engine {
                 }
     }
 
-    // Hands out [0, count) in runs of about an eighth of a thread's share; every thread calls it for every phase.
+    // Takes part in the next phase: [0, count) in runs of about an eighth of a thread's share.
     template <class Use>
     void share(int thread, int count, Use use) {
-        std::atomic<int>& next = counters_[locals_[thread].phase++].next;
-        const int run = count / (8 * pool_.threads()) + 1;
-        for (;;) {
-            const int first = next.fetch_add(run, std::memory_order_relaxed);
-            if (first >= count) return;
-            use(first, first + run < count ? first + run : count);
-        }
+        phases_[locals_[thread].phase++].take_part(count, count / (8 * pool_.threads()) + 1, use);
+    }
+
+    void settle(int thread) {
+        Local& local = locals_[thread];
+        for (; local.settled < local.phase; local.settled++) phases_[local.settled].await();
     }
 
     template <class Use>
@@ -316,17 +310,19 @@ class Engine {
         });
     }
 
-    // All rows as int8: quantise_row(activations, row) by every thread for itself, or shared and then a barrier.
+    // All rows as int8: quantise_row(activations, row) by every thread for itself, or shared and settled. The one phase
+    // that follows uses them; a late thread that finds it over need not quantise.
     template <class Quantise>
     const Activations& quantised(int thread, QuantisedRows& shared, int count, int columns, Quantise quantise_row) {
         Local& local = locals_[thread];
         if (count <= kOwnRows) {
             local.quantised.reserve(count, columns);
+            if (phases_[local.phase].is_over()) return local.quantised.view();
             for (int row = 0; row < count; row++) quantise_row(local.quantised.view(), row);
             return local.quantised.view();
         }
         share_each(thread, count, [&](int row) { quantise_row(shared.view(), row); });
-        pool_.barrier();
+        settle(thread);
         return shared.view();
     }
 
@@ -350,21 +346,22 @@ class Engine {
 
     // One step as every thread walks it.
     void walk(int thread) {
+        locals_[thread].phase = locals_[thread].settled = 0;
         embed(thread);
-        pool_.barrier();
+        settle(thread);
         for (int i = 0; i < model_.layers; i++) {
             const TgLayer& layer = model_.layer[i];
             project(thread, layer);
-            pool_.barrier();
+            settle(thread);
             write_kv(thread, layer, i);
-            pool_.barrier();
+            settle(thread);
             share_each(thread, part_count_, [&](int part) { attend(thread, layer, i, parts_.get()[part]); });
-            pool_.barrier();
+            settle(thread);
             merge_partials(thread);
             const Activations& attended =
                 plain(thread, quantised_queries_, attended_.get(), model_.heads * model_.head_dim, query_width_);
             product(thread, layer.o, attended, hidden_.get(), width_, true);
-            pool_.barrier();
+            settle(thread);
             feed_forward(thread, layer);
         }
         predict(thread);
@@ -378,12 +375,19 @@ class Engine {
         });
     }
 
-    // q, k and v in one phase: the panels of the three matrices are one list
+    // q, k and v in one phase: the panels of the three matrices are one list.
     void project(int thread, const TgLayer& layer) {
         const Activations& x = normed(thread, hidden_.get(), rows(), layer.attention_norm);
-        product(thread, layer.q, x, queries_.get(), query_width_, false);
-        product(thread, layer.k, x, keys_.get(), kv_width_, false);
-        product(thread, layer.v, x, values_.get(), kv_width_, false);
+        const TgLinear* matrices[] = {&layer.q, &layer.k, &layer.v};
+        float* outs[] = {queries_.get(), keys_.get(), values_.get()};
+        const int64_t strides[] = {query_width_, kv_width_, kv_width_};
+        const int ends[] = {panels_of(layer.q).panels, panels_of(layer.k).panels, panels_of(layer.v).panels};
+        share(thread, ends[0] + ends[1] + ends[2], [&](int first, int last) {
+            for (int i = 0; i < 3; first -= ends[i], last -= ends[i], i++) {
+                const int from = first > 0 ? first : 0, to = last < ends[i] ? last : ends[i];
+                if (from < to) ops_.matmul(*matrices[i], x, from, to, outs[i], strides[i], false);
+            }
+        });
     }
 
     const float* rope(const float* table, int token) const {
@@ -477,7 +481,7 @@ class Engine {
         share_each(thread, part_count_, [&](int i) {
             if (parts_.get()[i].chunk == 0) merge_query(thread, i);
         });
-        pool_.barrier();
+        settle(thread);
     }
 
     void merge_query(int thread, int first) {
@@ -499,10 +503,10 @@ class Engine {
         share(thread, panels_of(layer.gate).panels, [&](int first, int last) {
             ops_.swiglu(layer.gate, layer.up, x, first, last, inner_.get(), ffn_width_);
         });
-        pool_.barrier();
+        settle(thread);
         const Activations& inner = plain(thread, quantised_inner_, inner_.get(), model_.ffn, ffn_width_);
         product(thread, layer.down, inner, hidden_.get(), width_, true);
-        pool_.barrier();
+        settle(thread);
     }
 
     void predict(int thread) {
@@ -512,14 +516,14 @@ class Engine {
             memcpy(gathered_.get() + int64_t(i) * width_, hidden_.get() + int64_t(step_->sampled[i]) * width_,
                    size_t(width_) * 4);
         });
-        pool_.barrier();
+        settle(thread);
         Activations x = normed(thread, gathered_.get(), count, model_.final_norm);
         x.rows = count;
         float* logits = step_->logits ? step_->logits : logits_.get();
         const int64_t stride = step_->logits ? step_->logits_stride : round_up(model_.vocabulary, kLanes);
         product(thread, model_.head, x, logits, stride, false);
         if (!step_->greedy) return;
-        pool_.barrier();
+        settle(thread);
         share_each(thread, count,
                    [&](int i) { step_->greedy[i] = ops_.argmax(logits + i * stride, model_.vocabulary); });
     }
@@ -528,9 +532,9 @@ class Engine {
     const Ops& ops_;
     Pool pool_;
     std::unique_ptr<TgLayer[]> layers_;
-    std::unique_ptr<Counter[]> counters_;
+    std::unique_ptr<Phase[]> phases_;
     std::unique_ptr<Local[]> locals_;
-    int width_, head_width_, query_width_, kv_width_, ffn_width_, repeat_, phases_, part_count_ = 0;
+    int width_, head_width_, query_width_, kv_width_, ffn_width_, repeat_, phase_count_, part_count_ = 0;
     const TgStep* step_ = nullptr;
     Buffer<float> hidden_, queries_, keys_, values_, attended_, inner_, gathered_, logits_, part_sums_;
     Buffer<AttendPart> parts_;
@@ -573,13 +577,13 @@ int64_t tg_panel_bytes(const TgLinear* w) {
     return p.panels * p.stride;
 }
 
-// Everything `model` points at must outlive the engine. cpus[t]: the core of thread t, or -1.
-int32_t tg_open(const TgModel* model, int32_t isa, int32_t threads, const int32_t* cpus, void** engine) {
+// Everything `model` points at must outlive the engine.
+int32_t tg_open(const TgModel* model, int32_t isa, int32_t threads, void** engine) {
     return guarded([&]() -> int32_t {
         const Ops* ops = ops_of(isa);
         if (!ops) return TG_NO_ISA;
         if (!is_sound(*model) || threads < 1 || threads > 1024) return TG_BAD_MODEL;
-        *engine = new Engine(*model, *ops, threads, cpus);
+        *engine = new Engine(*model, *ops, threads);
         return TG_OK;
     });
 }
