@@ -35,11 +35,7 @@ class DataPort:
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer whatever is asked, in the shape of the OpenAI API where nobody else is responsible."""
-        try:
-            self.guard.check(exchange.headers)
-            await self._answering(exchange)(exchange)
-        except Refusal as refusal:
-            await refuse(exchange, refusal)
+        await guarded(exchange, self.guard, self._answering)
 
     def _answering(self, exchange: Exchange) -> Answering:
         """Find what answers the path by the method, or refuse (404, 405)."""
@@ -81,6 +77,15 @@ class DataPort:
     def _entry(self, name: str, model: str, context_tokens: int) -> dict[str, object]:
         entry: dict[str, object] = {"id": name, "object": "model", "created": self.created, "owned_by": "tidegate"}
         return entry | {"root": model, "max_model_len": context_tokens or None}
+
+
+async def guarded(exchange: Exchange, guard: Guard, find: Callable[[Exchange], Answering]) -> None:
+    """Let what `find` finds for the path answer, unless the guard, it, or the path's absence refuses."""
+    try:
+        guard.check(exchange.headers)
+        await find(exchange)(exchange)
+    except Refusal as refusal:
+        await refuse(exchange, refusal)
 
 
 def allowed(exchange: Exchange, methods: tuple[str, ...], answering: Answering) -> Answering:

@@ -13,7 +13,7 @@ from gateway.chat import RequestPath
 from gateway.exchange import Exchange
 from gateway.guard import Guard
 from gateway.refusal import Refusal
-from gateway.routes import Answering, alive, allowed, ready, refuse, respond_json, series
+from gateway.routes import Answering, alive, allowed, guarded, ready, respond_json, series
 
 
 @dataclass(slots=True)
@@ -28,11 +28,7 @@ class AdminPort:
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer whatever is asked of the admin port."""
-        try:
-            self.guard.check(exchange.headers)
-            await self._answering(exchange)(exchange)
-        except Refusal as refusal:
-            await refuse(exchange, refusal)
+        await guarded(exchange, self.guard, self._answering)
 
     def _answering(self, exchange: Exchange) -> Answering:
         answering = {
