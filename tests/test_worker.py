@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
 from backends import frames
+from backends.api import BackendError
+from backends.engine import Engine, Event
 from backends.engine.loading import KvPlan, Settings, plan_kv
 from backends.engine.problems import CheckpointError
+from backends.engine.thread import EngineThread
 from gateway.control import process
 from gateway.control.pool import worker_settings
 from tests.pools import PATIENCE_S, ask, small_config
-from tests.toy_model import CONTEXT, SPEC
+from tests.toy_model import CONTEXT, SPEC, toy_call, toy_engine
 
 BLOCK_BYTES = 8 * SPEC.kv_bytes_per_token // 2 * 4
 
@@ -157,3 +161,43 @@ def test_a_context_that_cannot_be_is_refused(asked: Settings, message: str) -> N
     """The error names both settings that can be changed."""
     with pytest.raises(CheckpointError, match=message):
         plan_kv(SPEC, asked, value_bytes=4)
+
+
+class Heard:
+    """A listener that keeps what it is told, for another thread to wait for."""
+
+    def __init__(self) -> None:
+        self.events: Queue[Event] = Queue()
+        self.failures: list[tuple[str, bool]] = []
+
+    def loaded(self, engine: Engine) -> None:
+        """Nothing to do."""
+
+    def told(self, events: list[Event]) -> None:
+        """Keep the events."""
+        for event in events:
+            self.events.put(event)
+
+    def failed(self, event: str, reason: str, *, is_final: bool) -> None:
+        """Keep the failure."""
+        del reason
+        self.failures.append((event, is_final))
+
+
+def test_an_order_that_fails_ends_its_call_and_not_the_engine() -> None:
+    """A bug in taking one call is an error of that call; the thread goes on and takes the next."""
+    heard = Heard()
+    thread = EngineThread(toy_engine, heard)
+    thread.start()
+
+    thread.order("bad", lambda engine, _: engine.nonsense())  # type: ignore[attr-defined]
+    broken = heard.events.get(timeout=PATIENCE_S)
+    thread.order(
+        "good", lambda engine, now: engine.submit(engine.prepare(toy_call("hello", "good", max_tokens=1)), now)
+    )
+    answered = heard.events.get(timeout=PATIENCE_S)
+
+    assert broken[0] == "bad"
+    assert isinstance(broken[1], BackendError)
+    assert heard.failures == [("worker.order_failed", False)]
+    assert answered[0] == "good"

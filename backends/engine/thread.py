@@ -45,7 +45,7 @@ class EngineThread(threading.Thread):
         self._ordered = threading.Event()
 
     def order(self, call_id: str, order: Order) -> None:
-        """Have something done to the engine before its next step; its BackendError becomes an event of the call."""
+        """Have something done to the engine before its next step; its error becomes an event of the call."""
         self._orders.append((call_id, order))
         self._ordered.set()
 
@@ -87,4 +87,7 @@ class EngineThread(threading.Thread):
                 order(engine, time.monotonic())
             except BackendError as exc:
                 refused.append((call_id, exc))
+            except Exception as exc:  # noqa: BLE001 - the top of the thread: only the call whose order this was fails
+                refused.append((call_id, BackendError("broken", f"the engine could not take the call: {exc!r}")))
+                self._listener.failed("worker.order_failed", repr(exc), is_final=False)
         return refused
