@@ -1,4 +1,4 @@
-"""The command line: `tidegate serve | check | keys hash | --version`.
+"""The command line: `tidegate serve | check | quantize | keys hash | --version`.
 
 Refuses to know how anything is done; a subcommand imports what it runs when it runs.
 """
@@ -9,6 +9,7 @@ import argparse
 import getpass
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="subcommands", metavar="SUBCOMMAND", dest="command")
     _add_config(commands.add_parser("serve", help="start the gateway and its workers; Ctrl-C drains and stops them"))
     _add_config(commands.add_parser("check", help="say everything that is wrong with a configuration; exits 2 if so"))
+    _add_quantize(commands.add_parser("quantize", help="make a model small without making it worse than asked"))
     keys = commands.add_parser("keys", help="work with API keys").add_subparsers(
         title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True
     )
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(options.config)
         case "check":
             return _check(options.config)
+        case "quantize":
+            return _quantize(options)
         case "keys":
             return _hash_key()
     root.print_help()
@@ -52,6 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", nargs="?", default="gateway.toml", metavar="FILE", help=_CONFIG_HELP)
+
+
+def _add_quantize(command: argparse.ArgumentParser) -> None:
+    command.description = "Quantise a model tensor by tensor within a size and an accuracy. Run it again to go on."
+    command.epilog = (
+        "Exits 0: written; 2: something given is wrong; 3: no model meets both limits, the nearest are told."
+    )
+    add = command.add_argument
+    add("source", metavar="IN", help="package:module/path, a .gguf file or a Hugging Face folder")
+    add("out", metavar="OUT", type=Path, help="the folder to write; then a release's source in gateway.toml")
+    add("--target-size", type=float, default=0.35, metavar="SHARE", help="most bytes, as a share of fp16 (0.35)")
+    add("--min-accuracy", type=float, default=0.98, metavar="SHARE", help="least 1 / perplexity ratio (0.98)")
+    add("--act", choices=("int8", "fp32"), default="fp32", help="activations that accuracy is judged with (fp32)")
+    add("--calibration", type=Path, metavar="FILE", help="text like the model's traffic (Python's own reference)")
+    add("--recipe", metavar="NAME", help="a preset (brief, brief-head8) or a TOML file instead of a search")
+    add("--seed", type=int, default=0, metavar="N", help="equal seeds give equal models on equal machines (0)")
 
 
 def _version() -> int:
@@ -99,6 +119,12 @@ def _serve(file: str) -> int:
         _complain(f"cannot start: {exc.strerror if isinstance(exc, OSError) and exc.strerror else exc}")
         return 1
     return 0
+
+
+def _quantize(options: argparse.Namespace) -> int:
+    from backends.engine.quantize import main as quantize  # noqa: PLC0415 - numpy has no place in a gateway
+
+    return quantize(options)
 
 
 def _hash_key() -> int:

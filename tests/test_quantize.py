@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from xml.etree import ElementTree as ET
 
@@ -21,10 +23,12 @@ from backends.engine.model import TorchRunner
 from backends.engine.packing import pack
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import Scheme, dequantize, quantize
-from backends.engine.quantize import Order, add_arguments, main
+from backends.engine.quantize import Order
 from backends.engine.runner import Batch
 from backends.engine.unpacking import unpack
 from backends.engine.weights import open_checkpoint
+from gateway.cli import main
+from tests.serving import TIDEGATE
 from tests.tiny_checkpoint import write_tiny
 
 STORED = [Scheme(b, g, symmetric=s) for b in (4, 5, 6, 8) for g in (32, 128) for s in (False, True)]
@@ -229,6 +233,34 @@ def test_a_run_that_goes_on_gives_what_one_run_gives(order, written):
     assert (order.out / "model.safetensors").read_bytes() == (written / "model.safetensors").read_bytes()
 
 
+def test_a_run_that_was_killed_goes_on(source, written, tmp_path):
+    """After a kill -9 in the middle of rounding the same command goes on, and writes what one run would have."""
+    command = [TIDEGATE, "quantize", source, tmp_path / "out", "--target-size", "0.5", "--min-accuracy", "0.5"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one_thread) as first:
+        assert any(line == "rounding\n" for line in first.stdout)
+        first.kill()
+    assert (tmp_path / "out/.work/inputs.safetensors").exists()
+    assert not (tmp_path / "out/quant.json").exists()
+
+    second = subprocess.run(command, capture_output=True, text=True, env=one_thread, check=False)
+
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (written / "model.safetensors").read_bytes()
+
+
+def test_without_torch_the_line_that_installs_it_is_told():
+    """Where torch is missing the command says how to get it instead of a traceback."""
+    code = (
+        "import sys; sys.modules['torch'] = None; import gateway.cli; sys.exit(gateway.cli.main(['quantize', *'ab']))"
+    )
+
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (told.returncode, "pip install 'tidegate[torch]'" in told.stderr) == (2, True)
+    assert "Traceback" not in told.stderr
+
+
 def test_state_of_another_seed_is_not_used(order):
     """What depends on the seed is found again when the seed changes."""
     quiet(replace(order, target_share=0.1))
@@ -328,10 +360,7 @@ def test_calibration_text_that_cannot_be_used_is_an_error(order, tmp_path, text,
     file = tmp_path / "text"
     if text is not None:
         file.write_text(text)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-
-    status = main(parser.parse_args([order.source, str(order.out), "--calibration", str(file)]))
+    status = main(["quantize", order.source, str(order.out), "--calibration", str(file)])
 
     assert status == 2
     assert "tidegate: " in capsys.readouterr().err
@@ -340,19 +369,13 @@ def test_calibration_text_that_cannot_be_used_is_an_error(order, tmp_path, text,
 @pytest.mark.parametrize("arguments", [["--target-size", "35"], ["--min-accuracy", "0"]])
 def test_shares_that_are_none_are_an_error(order, arguments, capsys):
     """35 for 35 % is refused with an example of what is meant."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-
-    assert main(parser.parse_args([order.source, str(order.out), *arguments])) == 2
+    assert main(["quantize", order.source, str(order.out), *arguments]) == 2
     assert arguments[0] in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_a_model_is_not_written_over(source, written, capsys):
     """A second run into the same folder is refused."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-
-    assert main(parser.parse_args([str(source), str(written)])) == 2
+    assert main(["quantize", str(source), str(written)]) == 2
     assert "holds a quantised model" in capsys.readouterr().err
 
 

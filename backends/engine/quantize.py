@@ -1,4 +1,4 @@
-"""The arguments of `tidegate quantize IN OUT`: make a checkpoint small without making it worse than asked.
+"""What `tidegate quantize IN OUT` is asked for: make a checkpoint small without making it worse than asked.
 
 Refuses to know how that is done (`quantizer.py`), so that printing the help loads no torch.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,32 +34,27 @@ class Order:
     seed: int
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Declare what `main` reads."""
-    command.add_argument("source", metavar="IN", help="package:module/path, a .gguf file or a Hugging Face folder")
-    command.add_argument("out", metavar="OUT", type=Path, help="the folder to write; its name is then a source")
-    command.add_argument("--target-size", type=float, default=0.35, help="most bytes, as a share of fp16 (0.35)")
-    command.add_argument("--min-accuracy", type=float, default=0.98, help="least 1 / perplexity ratio (0.98)")
-    command.add_argument(
-        "--act", choices=("int8", "fp32"), default="fp32", help="activations that accuracy is judged with (fp32)"
-    )
-    command.add_argument("--calibration", type=Path, help="text like the model's traffic; default: Python's reference")
-    command.add_argument("--recipe", help="a preset (brief, brief-head8) or a TOML file instead of a search")
-    command.add_argument("--seed", type=int, default=0, help="equal seeds give equal models on equal machines (0)")
-
-
 def main(options: argparse.Namespace) -> int:
     """Run the subcommand; returns the exit status."""
     # Small products on two threads spend more time waking each other than computing; must be set before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        order = order_of(options)
-        from backends.engine.quantizer import quantize  # noqa: PLC0415 - torch takes seconds to import
-
-        return quantize(order)
+        return _quantizer()(order_of(options))
     except (CheckpointError, QuantError) as exc:
         sys.stderr.write(f"tidegate: {exc}\n")
         return 2
+
+
+def _quantizer() -> Callable[[Order], int]:
+    try:
+        from backends.engine.quantizer import quantize  # noqa: PLC0415 - torch takes seconds to import
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        raise CheckpointError(
+            "quantize computes with torch, which is not installed: pip install 'tidegate[torch]'"
+        ) from exc
+    return quantize
 
 
 def order_of(options: argparse.Namespace) -> Order:

@@ -185,6 +185,10 @@ def _write(order: Order, checkpoint: Checkpoint, found: Found) -> None:
 
 @contextmanager
 def _watching(console: Console) -> Iterator[study.Watch]:
+    """Show a bar for every stage; where nobody looks, such as in a log, a line as each begins."""
+    if not console.is_terminal:
+        yield lambda stage: _begun(console, stage)
+        return
     bar = TextColumn("{task.description:12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn()
     with Progress(*bar, console=console) as progress:
 
@@ -197,3 +201,8 @@ def _watching(console: Console) -> Iterator[study.Watch]:
             return told
 
         yield watch
+
+
+def _begun(console: Console, stage: str) -> calibrate.Progress:
+    console.print(stage)
+    return lambda _: None
