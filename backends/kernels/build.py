@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-pthread")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 _QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 warns inside its own avx512fintrin.h

@@ -26,9 +26,10 @@ inline F16 min(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 inline F16 magnitude(F16 a) { return _mm512_abs_ps(a); }
 inline F16 nearest(F16 a) { return _mm512_roundscale_ps(a, 8); }
 inline F16 times_power_of_two(F16 a, F16 n) { return _mm512_scalef_ps(a, n); }
+// A comparison, since counts below 0 are ordinary and no shift takes them.
 inline F16 first_lanes(F16 a, int count, float rest) {
-    const __mmask16 keep = count >= 16 ? 0xffff : __mmask16((1u << count) - 1);
-    return _mm512_mask_blend_ps(keep, _mm512_set1_ps(rest), a);
+    const __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mask_blend_ps(_mm512_cmpgt_epi32_mask(_mm512_set1_epi32(count), index), _mm512_set1_ps(rest), a);
 }
 inline F16 load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline void store_half(uint16_t* p, F16 v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0)); }
