@@ -183,6 +183,7 @@ class Worker:
 
     def _ready(self, engine: Engine) -> None:
         self._engine = engine
+        self._loop.run_in_executor(None, engine.warm).add_done_callback(_warmed)
         log("worker.loaded", model=self._settings.model, context_tokens=engine.context_tokens)
         self._broadcast(self._hello(engine))
 
@@ -292,6 +293,11 @@ def _error_of(done: asyncio.Future[Prepared]) -> BackendError | None:
         return exc
     log("worker.prepare_failed", error=repr(exc))
     return BackendError("broken", f"the prompt could not be turned into tokens: {exc!r}")
+
+
+def _warmed(done: asyncio.Future[None]) -> None:
+    if (exc := done.exception()) is not None:
+        log("worker.warm_failed", error=repr(exc))
 
 
 def _peer_uid(peer: socket.socket) -> int:

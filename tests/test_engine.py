@@ -1,13 +1,12 @@
 """The engine on a toy model: text, counts, failures that stay with one call, and answers that company never changes."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.api import BackendError, Call, ResponseFormat, Sampling, ToolChoice
+from backends.api import BackendError, Call, Sampling
 from backends.engine import Engine
 from tests.toy_model import CONTEXT, EOS, LETTERS, POISON, Heard, answer, finish, start, toy_call, toy_engine
 
@@ -61,21 +60,6 @@ def test_a_prompt_longer_than_the_context_is_rejected_with_both_numbers() -> Non
 
     error = refused.value
     assert (error.kind, error.code, error.param) == ("rejected", "context_length_exceeded", "messages")
-
-
-@pytest.mark.parametrize(
-    ("asked", "param"),
-    [
-        ({"response_format": ResponseFormat("json_object")}, "response_format"),
-        ({"tool_choice": ToolChoice("required")}, "tool_choice"),
-    ],
-)
-def test_a_form_that_cannot_be_enforced_is_refused(asked: dict[str, Any], param: str) -> None:
-    """Better a clear no than an answer that only looks like what was asked for."""
-    with pytest.raises(BackendError, match="yet") as refused:
-        toy_engine().prepare(replace(toy_call("hello"), **asked))
-
-    assert (refused.value.kind, refused.value.param) == ("rejected", param)
 
 
 @pytest.mark.parametrize("prompt", [(), (64,), (-1,)])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from backends.api import BackendError, Call, Delta, Message, Sampling
 from backends.engine import Engine
 from backends.engine.runner import Batch, ModelSpec
+from backends.engine.toolcalls import HERMES
 from batching.scheduler import Limits
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?01234"
@@ -79,6 +80,17 @@ class ToyTokenizer:
     """A letter is a token; messages are joined without a template."""
 
     eos_ids = frozenset({EOS})
+    size = VOCABULARY
+    syntax = HERMES
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the letters' numbers."""
+        del special
+        return [LETTERS.index(letter) for letter in text]
+
+    def is_special(self, token_id: int) -> bool:
+        """Say so of the two that are no letters."""
+        return token_id >= POISON
 
     def prompt(self, call: Call) -> list[list[int]]:
         """Return the letters' numbers."""

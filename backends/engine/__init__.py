@@ -1,4 +1,4 @@
-"""The engine: calls in, one step after the other, deltas out. Used from one thread, but for `prepare`.
+"""The engine: calls in, one step after the other, deltas out. Used from one thread, but for `warm` and `prepare`.
 
 Refuses to know processes, sockets, clocks and what computes a step.
 """
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from backends.api import BackendError, Call, Delta, Sampling
 from backends.engine.answer import Answer, Answering, Tokenizer
+from backends.engine.forms import Forms, parser_for
+from backends.engine.grammar import Mask
 from backends.engine.layout import batch_of
 from backends.engine.problems import TemplateError
 from backends.engine.runner import Runner
@@ -28,10 +30,11 @@ Event = tuple[str, Delta | BackendError]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call whose prompts are tokens and fit the context."""
+    """A call whose prompts are tokens and fit the context, with what binds its answers; each takes a copy of `mask`."""
 
     call: Call
     prompts: list[list[int]]
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Engine:
     def __init__(self, runner: Runner, tokenizer: Tokenizer, limits: Limits, *, context_tokens: int) -> None:
         self._runner, self._tokenizer, self._limits = runner, tokenizer, limits
         self.context_tokens = context_tokens
+        self._forms = Forms(tokenizer)
         self.blocks = Blocks(runner.kv_blocks, runner.block_tokens)
         self._scheduler = Scheduler(self.blocks, limits)
         self._calls: dict[str, Answering] = {}
@@ -75,13 +79,19 @@ class Engine:
         """How many calls are not finished."""
         return len(self._calls)
 
+    def warm(self) -> None:
+        """Read the vocabulary for the first call that needs a grammar; another thread may do this."""
+        self._forms.warm()
+
     def prepare(self, call: Call) -> Prepared:
-        """Turn a call's prompts into tokens and check them; another thread may do this, as it can take a while."""
-        refuse_forms(call)
+        """Turn a call's prompts into tokens, its forms into a mask, and check both.
+
+        It can take a while, so another thread may do this.
+        """
         prompts = self._tokens(call)
         for prompt in prompts:
             self._check(call, prompt)
-        return Prepared(call, prompts)
+        return Prepared(call, prompts, self._forms.mask(call))
 
     def submit(self, prepared: Prepared, now: float) -> None:
         """Let a call stand in line; BackendError when the line is full."""
@@ -92,7 +102,7 @@ class Engine:
             raise self._overloaded(now)
         answering = self._calls[call.id] = Answering(call, sum(map(len, prepared.prompts)), unfinished=call.sequences)
         for prompt in prepared.prompts:
-            self._join(answering, prompt)
+            self._join(answering, prompt, prepared.mask)
 
     def cancel(self, call_id: str) -> None:
         """Forget a call and free its blocks; one that has ended is fine."""
@@ -160,10 +170,9 @@ class Engine:
     def _take(self, chosen: list[tuple[Answer, Choice]], now: float) -> list[Event]:
         told: list[Event] = []
         for answer, choice in chosen:
-            if (delta := answer.take(choice)) is None:
-                continue
-            told.append((answer.answering.call.id, delta))
-            if delta.finish is not None:
+            deltas = answer.take(choice)
+            told += [(answer.answering.call.id, delta) for delta in deltas]
+            if deltas and deltas[-1].finish is not None:
                 self._finish(answer, now)
         return told
 
@@ -216,29 +225,31 @@ class Engine:
         message = f"{waiting} answers wait for a place already; try again in {wait_s:.1f} s"
         return BackendError("overloaded", message, retryable=True, code="overloaded", retry_after_s=wait_s)
 
-    def _join(self, answering: Answering, prompt: list[int]) -> None:
+    def _join(self, answering: Answering, prompt: list[int], mask: Mask | None) -> None:
         """Let the sequences of one prompt stand in line; the first computes it for all."""
         call, leader = answering.call, None
         for choice in range(call.choices):
             sequence = Sequence(list(prompt), self._arrivals, leader)
             leader = leader or sequence
             self._arrivals += 1
-            answer = self._answer(answering, sequence, choice)
+            answer = self._answer(answering, sequence, choice, mask and mask.copy())
             answering.answers.append(answer)
             self._answers[sequence] = answer
             self._scheduler.join(sequence)
 
-    def _answer(self, answering: Answering, sequence: Sequence, choice: int) -> Answer:
+    def _answer(self, answering: Answering, sequence: Sequence, choice: int, mask: Mask | None) -> Answer:
         call, room = answering.call, self.context_tokens - sequence.prompt_tokens
         return Answer(
             answering=answering,
             index=len(answering.answers),
             sequence=sequence,
             limit=room if call.max_tokens is None else min(room, call.max_tokens),
-            sampler=sampler_for(call, choice, sequence.tokens, self._tokenizer.eos_ids),
+            sampler=sampler_for(call, choice, sequence.tokens, self._tokenizer.eos_ids, mask),
+            mask=mask,
             tokenizer=self._tokenizer,
             text=self._tokenizer.detokenizer(),
             stops=StopText(call.stop),
+            calls=parser_for(call, len(answering.answers)),
         )
 
     def _count(self, plan: Plan, sampled: int) -> None:
@@ -258,22 +269,18 @@ class Engine:
         )
 
 
-def sampler_for(call: Call, choice: int, prompt: list[int], eos_ids: Collection[int]) -> Sampler | None:
-    """Make the sampler of a call's i-th choice; None when the most likely token is always the one."""
-    if is_plain(call.sampling) and call.logprobs is None and not call.min_tokens:
+def sampler_for(
+    call: Call, choice: int, prompt: list[int], eos_ids: Collection[int], mask: Mask | None
+) -> Sampler | None:
+    """Make the sampler of a call's i-th choice; None when the most likely token is always the one.
+
+    A grammar decides by itself when an answer may end: holding it open could leave no token at all.
+    """
+    min_tokens = 0 if mask is not None else call.min_tokens
+    if is_plain(call.sampling) and call.logprobs is None and not min_tokens and mask is None:
         return None
     seed = randbits(63) if call.sampling.seed is None else call.sampling.seed + choice
-    return Sampler(call.sampling, prompt, Rules(seed, eos_ids, call.min_tokens, call.logprobs))
-
-
-def refuse_forms(call: Call) -> None:
-    """Refuse what would need a grammar over the answer: to ignore it would be a silent lie."""
-    if call.response_format.kind != "text":
-        message = "this model's answers cannot be held to a format yet; leave response_format out"
-        raise BackendError("rejected", message, code="unsupported_value", param="response_format")
-    if call.tool_choice.mode == "required":
-        message = "this model cannot be made to call a tool yet; leave tool_choice out"
-        raise BackendError("rejected", message, code="unsupported_value", param="tool_choice")
+    return Sampler(call.sampling, prompt, Rules(seed, eos_ids, min_tokens, call.logprobs, mask))
 
 
 def is_plain(sampling: Sampling) -> bool:

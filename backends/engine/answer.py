@@ -5,12 +5,15 @@ Refuses to know blocks, steps and the wire.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from backends.api import Call, Delta, Finish, TokenLogprob, Usage
+from backends.api import Call, Delta, Finish, TokenLogprob, ToolCallDelta, Usage
+from backends.engine.forms import Spelling
+from backends.engine.grammar import Mask
 from backends.engine.sampler import Choice, Sampler
+from backends.engine.toolcalls import Piece, ToolCallParser
 from backends.stops import StopText
 from batching.scheduler import Sequence
 
@@ -27,20 +30,11 @@ class Detokenizer(Protocol):
         ...
 
 
-class Tokenizer(Protocol):
-    """What the engine asks of a checkpoint's tokenizer. `prompt` is called from another thread than the rest."""
-
-    @property
-    def eos_ids(self) -> Collection[int]:
-        """Tokens that end an answer."""
-        ...
+class Tokenizer(Spelling, Protocol):
+    """What the engine asks of a checkpoint's tokenizer. Safe to use from several threads."""
 
     def prompt(self, call: Call) -> list[list[int]]:
         """Return the tokens of each of the call's prompts; a chat is one prompt."""
-        ...
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes a token stands for."""
         ...
 
     def token_text(self, token_id: int) -> str:
@@ -71,59 +65,84 @@ class Answering:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Text of one sequence. `sampler` is None when the most likely token is always the one."""
+    """Text and tool calls of one sequence.
+
+    `sampler` is None when the most likely token is always the one, `mask` when any token may come, `calls` when no
+    tool may be called.
+    """
 
     answering: Answering
     index: int
     sequence: Sequence
     limit: int
     sampler: Sampler | None
+    mask: Mask | None
     tokenizer: Tokenizer
     text: Detokenizer
     stops: StopText
+    calls: ToolCallParser | None
     sampled: int = 0
     untold: int = 0
     pending: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def may_end(self) -> bool:
-        """Whether a token that ends answers does end this one now."""
+        """Whether a token that ends answers does end this one now; where a grammar lets it come, it does."""
         call = self.answering.call
-        return not call.ignore_eos and self.sampled >= call.min_tokens
+        return self.mask is not None or (not call.ignore_eos and self.sampled >= call.min_tokens)
 
-    def take(self, choice: Choice) -> Delta | None:
-        """Append a sampled token; return what there is to tell, None when text is held back."""
+    def take(self, choice: Choice) -> list[Delta]:
+        """Append a sampled token; return what there is to tell, nothing when text is held back."""
         is_end = choice.token in self.tokenizer.eos_ids and self.may_end
         self.sequence.tokens.append(choice.token)
         self.sampled += 1
         self.untold += 1
-        shown = "" if is_end else self.stops.push(self.text.push(choice.token))
+        pieces = [] if is_end else self._said(self.stops.push(self.text.push(choice.token)))
         if self.answering.call.logprobs is not None and not is_end:
             self.pending.append(self._logprob(choice))
         finish = self._finish(is_end=is_end)
         if finish is not None:
             self.answering.unfinished -= 1
-            shown += self._rest()
-        return self._tell(shown, finish)
+            pieces += self._rest(is_cut=not (is_end or self._is_whole))
+        return self._tell(pieces, finish)
+
+    def _said(self, text: str) -> list[Piece]:
+        if self.calls is not None:
+            return self.calls.push(text)
+        return [text] if text else []
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether nothing can follow, by the grammar or because the one call that was wanted is there."""
+        return (self.mask is not None and self.mask.finished) or (self.calls is not None and self.calls.finished)
 
     def _finish(self, *, is_end: bool) -> Finish | None:
-        if is_end or self.stops.is_hit:
-            return "stop"
+        if is_end or self.stops.is_hit or self._is_whole:
+            is_called = self.calls is not None and self.calls.called
+            return "tool_calls" if is_called and not self._is_half_called else "stop"
         return "length" if self.sampled >= self.limit else None
 
-    def _rest(self) -> str:
-        """Return what was held back, unless a stop string ended the answer."""
-        return self.stops.push(self.text.flush()) + self.stops.flush()
+    @property
+    def _is_half_called(self) -> bool:
+        """Whether a stop string fell into a call: what is there of it must not look like a call to be made."""
+        return self.stops.is_hit and self.calls is not None and self.calls.is_open
 
-    def _tell(self, shown: str, finish: Finish | None) -> Delta | None:
+    def _rest(self, *, is_cut: bool) -> list[Piece]:
+        """Return what was held back, unless a stop string ended the answer; a call that was not cut is made whole."""
+        pieces = self._said(self.stops.push(self.text.flush()) + self.stops.flush())
+        return pieces if self.calls is None else pieces + self.calls.finish(cut=is_cut)
+
+    def _tell(self, pieces: list[Piece], finish: Finish | None) -> list[Delta]:
         usage = self._usage()
-        if not shown and finish is None and usage is None:
-            return None
+        if not pieces and finish is None and usage is None:
+            return []
+        *before, (text, calls) = told(pieces)
         logprobs = () if self.stops.held and finish is None else tuple(self.pending)
         if logprobs:
             self.pending.clear()
         tokens, self.untold = self.untold, 0
-        return Delta(self.index, shown, tokens, finish, logprobs, usage=usage, stop=self.stops.hit)
+        last = Delta(self.index, text, tokens, finish, logprobs, calls, usage, self.stops.hit)
+        return [*(Delta(self.index, text, tool_calls=calls) for text, calls in before), last]
 
     def _usage(self) -> Usage | None:
         """Usage goes with a call's first delta, for the prompt's counts, and with its last."""
@@ -134,3 +153,17 @@ class Answer:
         text, utf8 = self.tokenizer.token_text, self.tokenizer.token_bytes
         top = tuple((text(token), tuple(utf8(token)), logprob) for token, logprob in choice.top)
         return TokenLogprob(text(choice.token), tuple(utf8(choice.token)), choice.logprob, top)
+
+
+def told(pieces: Iterable[Piece]) -> list[tuple[str, tuple[ToolCallDelta, ...]]]:
+    """Divide pieces into deltas: each tells its text before its tool calls, so text behind a call begins another."""
+    deltas: list[tuple[str, tuple[ToolCallDelta, ...]]] = [("", ())]
+    for piece in pieces:
+        text, calls = deltas[-1]
+        if not isinstance(piece, str):
+            deltas[-1] = (text, (*calls, piece))
+        elif calls:
+            deltas.append((piece, ()))
+        else:
+            deltas[-1] = (text + piece, ())
+    return deltas

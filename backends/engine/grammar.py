@@ -123,6 +123,10 @@ class Mask:
         """Whether the answer is whole and nothing may follow; the sequence then ends with "stop"."""
         return self._matcher.is_stopped()
 
+    def copy(self) -> Mask:
+        """Return the mask of another sequence of the same call, which has accepted the same tokens."""
+        return Mask(self._matcher.deep_copy(), self._scratch, self._param)
+
     def fill(self, logits: NDArray[np.float32]) -> None:
         """Set the logits [vocabulary] of forbidden tokens to -inf; GrammarError when the grammar became too complex."""
         bits = self._scratch.bits

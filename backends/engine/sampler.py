@@ -1,15 +1,16 @@
 """Choose the next token of one sequence from its logits, in numpy. Refuses to know models, batches and torch.
 
 The rules, in order: logit bias; repetition penalty over prompt and answer, presence and frequency penalties over the
-answer; no end token before `min_tokens`; temperature; top-k; top-p; min-p. Greedy is an argmax after the penalties.
-The one random number of a token is a hash of (seed, position): a token depends neither on its batch nor on preemption
-nor on the replica. Log-probabilities are those of the model's own distribution, before every rule.
+answer; no end token before `min_tokens`; the grammar's mask; temperature; top-k; top-p; min-p. Greedy is an argmax
+after the mask. The one random number of a token is a hash of (seed, position): a token depends neither on its batch nor
+on preemption nor on the replica. Log-probabilities are those of the model's own distribution, before every rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,18 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Mask(Protocol):
+    """What a grammar lets come next."""
+
+    def fill(self, logits: Logits) -> None:
+        """Set the logits of forbidden tokens to -inf."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Take the chosen token."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a sequence's choices obey besides `Sampling`; `logprobs` None: none wanted, n: with n alternatives."""
@@ -39,6 +52,7 @@ class Rules:
     eos_ids: Collection[int] = ()
     min_tokens: int = 0
     logprobs: int | None = None
+    mask: Mask | None = None
 
 
 class Sampler:
@@ -50,12 +64,14 @@ class Sampler:
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1.0 else set()
         self._made = 0
         self._counts = any((sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty != 1.0))
-        self._plain = not self._counts and not sampling.logit_bias
+        self._plain = not self._counts and not sampling.logit_bias and rules.mask is None
 
     def choose(self, logits: Logits, position: int) -> Choice:
         """Choose the token for `position` of the sequence; `logits` is left unchanged."""
         token = self._pick(self._ruled(logits), position)
         self._count(token)
+        if self._rules.mask is not None:
+            self._rules.mask.accept(token)
         return Choice(token, *self._logprobs(logits, token))
 
     def _ruled(self, logits: Logits) -> Logits:
@@ -67,6 +83,8 @@ class Sampler:
         self._penalise(ruled)
         if early:
             ruled[list(self._rules.eos_ids)] = -np.inf
+        if self._rules.mask is not None:
+            self._rules.mask.fill(ruled)
         return ruled
 
     def _bias(self, logits: Logits) -> None:

@@ -25,6 +25,8 @@ from backends.engine.gguf_file import GgufFile
 from backends.engine.problems import CheckpointError, TemplateError
 from backends.engine.sentencepiece import sentencepiece_bpe, spelled
 from backends.engine.template import ChatTemplate
+from backends.engine.toolcalls import Syntax, renders_tools, syntax_of
+from backends.engine.toolprompt import spelled_out
 
 # Tokens that end an answer under every checkpoint that has them, whether or not its metadata says so.
 END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
@@ -66,19 +68,30 @@ class Tokenizer:
         """How many token ids there are."""
         return self._backend.get_vocab_size()
 
+    @property
+    def syntax(self) -> Syntax:
+        """How the model was taught to call a tool."""
+        return syntax_of(self._vocabulary.template or "")
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the text's tokens; `special` says whether spellings of special tokens become those tokens."""
         backend = self._backend if special else self._plain
         return backend.encode(text, add_special_tokens=False).ids
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
-        """Return the chat as the model reads it; raises TemplateError."""
-        return self._template.render(messages, tools)
+        """Return the chat as the model reads it, with tools in plain words for one that was taught none.
+
+        Raises TemplateError.
+        """
+        if renders_tools(self._vocabulary.template or ""):
+            return self._template.render(messages, tools)
+        return self._template.render(spelled_out(messages, tools))
 
     def prompt(self, call: Call) -> list[list[int]]:
         """Return the tokens of each of the call's prompts; a chat is one prompt. Raises TemplateError."""
         if not call.prompts:
-            return [self._encode_fenced(self.render([self._fenced(m) for m in call.messages], call.tools))]
+            tools = () if call.tool_choice.mode == "none" else call.tools
+            return [self._encode_fenced(self.render([self._fenced(m) for m in call.messages], tools))]
         return [
             [*self._vocabulary.prefix, *self.encode(prompt, special=True)] if isinstance(prompt, str) else list(prompt)
             for prompt in call.prompts

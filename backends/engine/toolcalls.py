@@ -97,12 +97,15 @@ class ToolCallParser:
     """Splits one answer, given in any pieces, into text and calls of the `tools`.
 
     `new_id` makes a call's id from its index. An answer that has `called` ends with "tool_calls"; once `finished`
-    (one call is there and `parallel` is off) generation may end, and what follows is dropped.
+    (one call is there and `parallel` is off) generation may end, and what follows is dropped. Where a call is `forced`
+    there is no text: what a token limit left of the next call's beginning is dropped as well.
     """
 
-    def __init__(self, tools: Iterable[Tool], new_id: Callable[[int], str], *, parallel: bool = True) -> None:
+    def __init__(
+        self, tools: Iterable[Tool], new_id: Callable[[int], str], *, parallel: bool = True, forced: bool = False
+    ) -> None:
         self._names = frozenset(tool.name for tool in tools)
-        self._new_id, self._parallel = new_id, parallel
+        self._new_id, self._parallel, self._forced = new_id, parallel, forced
         self._held = ""
         self._opener = ""
         self._closers: tuple[_Form, ...] = ()
@@ -114,6 +117,11 @@ class ToolCallParser:
     def called(self) -> bool:
         """Whether the answer holds a call so far."""
         return self._calls > 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a call has begun that is not whole yet."""
+        return self._object is not None and self._object.named
 
     @property
     def finished(self) -> bool:
@@ -207,7 +215,7 @@ class ToolCallParser:
             pieces.append(ToolCallDelta(self._calls - 1, arguments=arguments))
 
     def _text(self, text: str, pieces: list[Piece]) -> None:
-        if text:
+        if text and not self._forced:
             self._place, self._closers = "text", ()
             pieces.append(text)
 
