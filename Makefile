@@ -7,7 +7,7 @@
 SERVE := .venv/.serve
 DEV := .venv/.dev
 PINS := pyproject.toml constraints.txt .ci/venv
-SOURCES := backends batching bench docs gateway tests
+SOURCES := backends batching bench docs gateway sessioncache tests
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile

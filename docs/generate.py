@@ -20,7 +20,7 @@ from gateway.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("gateway", "gateway/dialects", "gateway/control", "gateway/admin")
-FOLDERS += ("batching", "backends", "backends/engine", "backends/kernels", "backends/kernels/cpu")
+FOLDERS += ("batching", "sessioncache", "backends", "backends/engine", "backends/kernels", "backends/kernels/cpu")
 
 
 def files_table() -> str:

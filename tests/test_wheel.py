@@ -25,7 +25,7 @@ source = "echo"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy of what is committed to be shipped, without asking any index."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("README.md", "LICENSE", "pyproject.toml", "backends", "batching", "gateway", "tests"):
+    for name in ("README.md", "LICENSE", "pyproject.toml", "backends", "batching", "gateway", "sessioncache", "tests"):
         (source / name).symlink_to(ROOT / name)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
     subprocess.run(build, check=True, env=os.environ | {"PIP_NO_INDEX": "1"})
@@ -55,7 +55,7 @@ def tidegate(bin_folder: Path, *args: str | Path) -> subprocess.CompletedProcess
 
 def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path) -> None:
     """Every file of the packages ships, tests and bench never do."""
-    listing = ["git", "ls-files", "-co", "--exclude-standard", "backends", "batching", "gateway"]
+    listing = ["git", "ls-files", "-co", "--exclude-standard", "backends", "batching", "gateway", "sessioncache"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     ours = {name for name in listed if (ROOT / name).exists()}
 
