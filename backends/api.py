@@ -5,7 +5,7 @@ Refuses to know HTTP, sockets, dialects and tensors.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -88,7 +88,8 @@ class Call:
 
     A call is answered by `len(prompts or [messages]) * choices` sequences; sequence `p * choices + i` is the
     i-th choice for the p-th prompt, and a seeded one draws from `seed + i`.
-    `body` is the request as it was sent, kept for external servers; it never crosses the local wire.
+    `session` names the conversation it belongs to, within the tenant; None where only the prompt's beginning tells.
+    `traceparent` (W3C) and `body`, the request as it was sent, are for external servers and never cross the local wire.
     """
 
     id: str
@@ -109,6 +110,8 @@ class Call:
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat()
     tenant: str = "anonymous"
+    session: str | None = None
+    traceparent: str | None = None
     body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -216,6 +219,14 @@ class Backend(Protocol):
 
     def stream(self, call: Call) -> AsyncIterator[Delta]:
         """Answer `call`. Closing the iterator cancels the call within one step; raises only `BackendError`."""
+        ...
+
+    async def tokenize(self, call: Call) -> Sequence[Sequence[int]]:
+        """Return the exact tokens of each of the call's prompts, computing no answer; raises only `BackendError`."""
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of these tokens, special ones spelled out; raises only `BackendError`."""
         ...
 
     async def health(self) -> Health:

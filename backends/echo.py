@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -58,6 +58,14 @@ class EchoBackend:
         finally:
             self._running -= 1
 
+    async def tokenize(self, call: Call) -> list[list[int]]:
+        """Give the words of each prompt numbers as ids, as there is no vocabulary."""
+        return [list(range(words)) for words in _prompt_words(call)]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Say the ids, as the echo of a prompt of ids does."""
+        return " ".join(map(str, token_ids))
+
     async def health(self) -> Health:
         """Report ready, always."""
         return Health(ready=True, running=self._running, slots=256, context_tokens=self._context_tokens)
@@ -67,7 +75,7 @@ class EchoBackend:
 
     async def _stream(self, call: Call) -> AsyncGenerator[Delta]:
         prompts = _prompts(call)
-        counts = Usage(_prompt_tokens(call), 0)
+        counts = Usage(sum(_prompt_words(call)), 0)
         if counts.prompt_tokens >= self._context_tokens:
             raise _too_long(call, counts.prompt_tokens, self._context_tokens)
         scripts = [
@@ -121,9 +129,11 @@ def _prompts(call: Call) -> list[str]:
     return [next((m.text for m in reversed(call.messages) if m.role == "user"), "")]
 
 
-def _prompt_tokens(call: Call) -> int:
-    texts = _prompts(call) if call.prompts else [message.text for message in call.messages]
-    return sum(len(_WORD.findall(text)) for text in texts)
+def _prompt_words(call: Call) -> list[int]:
+    """Count the words of each prompt; a chat is one."""
+    if call.prompts:
+        return [len(_WORD.findall(text)) for text in _prompts(call)]
+    return [sum(len(_WORD.findall(message.text)) for message in call.messages)]
 
 
 def _too_long(call: Call, prompt_tokens: int, context_tokens: int) -> BackendError:

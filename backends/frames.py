@@ -1,9 +1,10 @@
 """The wire between gateway and worker, sans-IO: frames to bytes and back, and what travels in them.
 
 A frame is `u32 big-endian length | JSON array [tag, …]`.
-To the worker: `submit <call>`, `cancel id`, `hold id`, `resume id`, `tokenize request_id <call>`, `drain`.
+To the worker: `submit <call>`, `cancel id`, `hold id`, `resume id`, `tokenize number <call>`, `detokenize number
+[token, …]`, `drain`.
 To the gateway: `loading what fraction`, `hello {…}`, `step [[id, index, text, tokens, finish, extra|null], …]` (one
-frame a step for all calls of a connection), `error id {…}`, `tokens request_id [[ids], …]`, `stats {…}`.
+frame a step for all calls of a connection), `error id {…}`, `told number ANSWER|{error}` to a question, `stats {…}`.
 
 Refuses to know sockets, processes and the order of frames.
 """
@@ -25,7 +26,7 @@ PROTOCOL = 1
 
 Frame = list[Any]
 Kind = TypeVar("Kind")
-_CALL_FIELDS = tuple(f.name for f in fields(Call) if f.name != "body")
+_CALL_FIELDS = tuple(f.name for f in fields(Call) if f.name not in {"body", "traceparent"})
 _DELTA_FIELDS = ("index", "text", "tokens", "finish")
 _ERROR_FIELDS = ("kind", "message", "retryable", "code", "param", "retry_after_s")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -139,18 +139,18 @@ class Connection(asyncio.Protocol):
         if not inbox.is_over:
             self._send("cancel", call_id)
 
-    async def tokenize(self, call: Call) -> list[list[int]]:
-        """Ask for the tokens of a call's prompts."""
+    async def ask(self, tag: str, about: object) -> Any:
+        """Put a question and wait for its answer."""
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         self._questions[number] = answer
         try:
-            self._send("tokenize", number, frames.pack_call(call))
-            tokens = await answer
+            self._send(tag, number, about)
+            told = await answer
         finally:
             del self._questions[number]
-        if isinstance(tokens, dict):
-            raise frames.unpack_error(tokens)
-        return cast("list[list[int]]", tokens)
+        if isinstance(told, dict):
+            raise frames.unpack_error(told)
+        return told
 
     def drain(self) -> None:
         """Let the worker finish what it has, then end."""
@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
                 self._fail(call_id, frames.unpack_error(wire))
             case ["stats", dict(stats)]:
                 self.stats = stats
-            case ["tokens", int(number), tokens]:
-                self._reply(number, tokens)
+            case ["told", int(number), told]:
+                self._reply(number, told)
             case ["loading", str(what), int(fraction) | float(fraction)]:
                 self._loading(what, fraction)
             case ["hello", {"protocol": frames.PROTOCOL} as hello]:
@@ -192,9 +192,9 @@ class Connection(asyncio.Protocol):
         if (inbox := self._inboxes.get(call_id)) is not None:
             inbox.fail(error)
 
-    def _reply(self, number: int, tokens: object) -> None:
+    def _reply(self, number: int, told: object) -> None:
         if (question := self._questions.get(number)) is not None and not question.done():
-            question.set_result(tokens)
+            question.set_result(told)
 
     def _lose(self, reason: str) -> None:
         if self.lost.done():
@@ -244,8 +244,12 @@ class LocalBackend:
             connection.end(call.id)
 
     async def tokenize(self, call: Call) -> list[list[int]]:
-        """Return the exact tokens of each of a call's prompts; raises BackendError."""
-        return await self._connected().tokenize(call)
+        """See `api.Backend`."""
+        return cast("list[list[int]]", await self._connected().ask("tokenize", frames.pack_call(call)))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `api.Backend`."""
+        return str(await self._connected().ask("detokenize", list(token_ids)))
 
     async def health(self) -> Health:
         """See `api.Backend`; the figures are at most a second old."""

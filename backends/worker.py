@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import orjson
 
@@ -29,6 +29,7 @@ from backends.engine import Engine, Event, Prepared
 from backends.engine.loading import Settings, load
 from backends.engine.thread import EngineThread
 
+Made = TypeVar("Made")
 UNSENT_LIMIT_BYTES = 64 << 20
 STATS_EVERY_S = 1.0
 EX_SOFTWARE, EX_CONFIG = 70, 78
@@ -149,7 +150,10 @@ class Worker:
             case ["resume", str(call_id)]:
                 self._thread.order(call_id, lambda engine, _: engine.resume(call_id))
             case ["tokenize", request_id, call]:
-                self._prepare(frames.unpack_call(call), partial(self._send_tokens, peer, request_id))
+                asked = frames.unpack_call(call)
+                self._question(peer, request_id, lambda engine: engine.tokens(asked))
+            case ["detokenize", request_id, list(token_ids)]:
+                self._question(peer, request_id, lambda engine: engine.text(token_ids))
             case ["drain"]:
                 self._is_draining = True
                 self._end_if_drained()
@@ -205,7 +209,7 @@ class Worker:
             peer.send(frames.encode("error", call.id, frames.pack_error(refusal)))
             return
         self._calls[call.id] = Live(peer, call.sequences)
-        self._prepare(call, partial(self._prepared, call.id))
+        self._beside(lambda engine: engine.prepare(call), partial(self._prepared, call.id))
 
     def _refusal(self) -> BackendError | None:
         if self._engine is None:
@@ -216,12 +220,12 @@ class Worker:
             return BackendError("overloaded", "too many calls arrive at once", retryable=True, retry_after_s=1.0)
         return None
 
-    def _prepare(self, call: Call, then: Callable[[asyncio.Future[Prepared]], None]) -> None:
-        """Make tokens of a call's text beside the loop, as a long text takes a while."""
+    def _beside(self, work: Callable[[Engine], Made], then: Callable[[asyncio.Future[Made]], None]) -> None:
+        """Turn text into tokens, or back, beside the loop, as a long text takes a while."""
         if self._engine is None:
             raise frames.FrameError("a call came before the hello")
         self._preparing += 1
-        self._loop.run_in_executor(self._tokenizing, self._engine.prepare, call).add_done_callback(then)
+        self._loop.run_in_executor(self._tokenizing, work, self._engine).add_done_callback(then)
 
     def _prepared(self, call_id: str, done: asyncio.Future[Prepared]) -> None:
         self._preparing -= 1
@@ -233,11 +237,20 @@ class Worker:
         prepared = done.result()
         self._thread.order(call_id, lambda engine, now: engine.submit(prepared, now))
 
-    def _send_tokens(self, peer: Peer, request_id: int, done: asyncio.Future[Prepared]) -> None:
+    def _question(self, peer: Peer, number: int, work: Callable[[Engine], object]) -> None:
+        if (refusal := self._refusal()) is not None:
+            peer.send(frames.encode("told", number, frames.pack_error(refusal)))
+        else:
+            self._beside(work, partial(self._tell, peer, number))
+
+    def _tell(self, peer: Peer, number: int, done: asyncio.Future[object]) -> None:
         self._preparing -= 1
         error = _error_of(done)
-        answer = frames.pack_error(error) if error else done.result().prompts
-        peer.send(frames.encode("tokens", request_id, answer))
+        answer = frames.encode("told", number, frames.pack_error(error) if error else done.result())
+        if len(answer) > frames.ANSWER_LIMIT_BYTES:
+            error = BackendError("rejected", "these are too many tokens to tell; ask about less", code="too_large")
+            answer = frames.encode("told", number, frames.pack_error(error))
+        peer.send(answer)
 
     def _cancel(self, call_id: str) -> None:
         if self._calls.pop(call_id, None) is not None:
@@ -287,7 +300,7 @@ class Worker:
             self._exit.set_result(code)
 
 
-def _error_of(done: asyncio.Future[Prepared]) -> BackendError | None:
+def _error_of(done: asyncio.Future[Made]) -> BackendError | None:
     exc = done.exception()
     if exc is None or isinstance(exc, BackendError):
         return exc

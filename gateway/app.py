@@ -53,8 +53,9 @@ class Gateway:
             metrics=self._metrics,
             log=log,
         )
-        self._data = DataPort(path, Guard(server.listen, server.allowed_hosts))
-        admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, version("tidegate"))
+        release = version("tidegate")
+        self._data = DataPort(path, Guard(server.listen, server.allowed_hosts), version=release)
+        admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, release)
         self._data_port, self._admin_port = Port(self._data.answer), Port(admin.answer)
         self.address, self.admin_address = server.listen, server.admin_listen
 

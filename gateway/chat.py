@@ -1,4 +1,4 @@
-"""The request path, top to bottom: one function for every dialect.
+"""The request path, top to bottom: one function for every dialect, and one for questions about tokens.
 
 Refuses to know HTTP framing, any API's JSON and where replicas run.
 """
@@ -8,24 +8,28 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from backends.api import BackendError, Call, Delta, Health, Replica
 from gateway.auth import Tenants
 from gateway.deadlines import Deadlines
-from gateway.dialects import Dialect
-from gateway.exchange import Exchange, request_id_of
+from gateway.dialects import Dialect, Endpoint
+from gateway.exchange import Exchange, request_id_of, traceparent_of
+from gateway.identity import session_of
 from gateway.log import Log
 from gateway.metrics import Metrics
+from gateway.questions import Question
 from gateway.readiness import Readiness
 from gateway.record import Record
 from gateway.refusal import Refusal, refusal_of
 from gateway.reply import Reply
 from gateway.routing import Models, Outstanding, ordered
 from gateway.settings import Model
+
+Attempt = Callable[[Replica], Awaitable[None]]
 
 _ROUNDS = 2
 _TRIES_A_ROUND = 3
@@ -48,18 +52,29 @@ class RequestPath:
 
     async def handle(self, dialect: Dialect, exchange: Exchange) -> None:
         """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
+        async with self._opened(exchange, dialect) as (record, reply):
+            call, model = await self._read(exchange, dialect, record)
+            await self._answer(model, reply, record, lambda replica: self._relay(replica, dialect, call, reply))
+
+    async def ask(self, question: Question, exchange: Exchange) -> None:
+        """Answer what a replica knows at once, without computing anything for it."""
+        async with self._opened(exchange, question) as (record, reply):
+            call, model = await self._read(exchange, question, record)
+            await self._answer(model, reply, record, lambda replica: self._put(replica, question, call, reply))
+
+    async def health(self) -> list[tuple[str, str, Health]]:
+        """Return the load of each replica, as (model, replica, health)."""
+        return [(each.model, each.id, await each.backend.health()) for each in self.replicas()]
+
+    @asynccontextmanager
+    async def _opened(self, exchange: Exchange, endpoint: Endpoint) -> AsyncIterator[tuple[Record, Reply]]:
+        """Give an exchange its record and reply; whatever goes wrong is told to the client, and all is settled."""
         record = Record(exchange, request_id_of(exchange.headers), started=time.perf_counter())
-        reply = Reply(dialect, exchange, record, self.metrics)
+        reply = Reply(endpoint, exchange, record, self.metrics)
         self.metrics.open_streams.inc()
         try:
             async with self.deadlines.limit():
-                tenant = self.tenants.identify(exchange.headers)
-                record.tenant = tenant.name
-                body = await exchange.body(self.max_body_bytes)
-                call = dialect.parse(body, call_id=uuid.uuid4().hex, tenant=tenant.name)
-                model = self.models.find(call.model, tenant)
-                record.model = model.name
-                await self._answer(call, model, reply, record)
+                yield record, reply
         except Refusal as refusal:
             await reply.refuse(refusal)
         except BackendError as exc:
@@ -76,12 +91,20 @@ class RequestPath:
             self.metrics.open_streams.dec()
             record.settle(self.metrics, self.log, now=time.perf_counter())
 
-    async def health(self) -> list[tuple[str, str, Health]]:
-        """Return the load of each replica, as (model, replica, health)."""
-        return [(each.model, each.id, await each.backend.health()) for each in self.replicas()]
+    async def _read(self, exchange: Exchange, endpoint: Endpoint, record: Record) -> tuple[Call, Model]:
+        """Find out who asks and what for; refuses without reading the body where that can be known."""
+        tenant = self.tenants.identify(exchange.headers)
+        record.tenant = tenant.name
+        body = await exchange.body(self.max_body_bytes)
+        call = endpoint.parse(body, call_id=uuid.uuid4().hex, tenant=tenant.name)
+        model = self.models.find(call.model, tenant)
+        record.model = model.name
+        session = session_of(exchange.headers, call.body, tenant=tenant.name)
+        traceparent = traceparent_of(exchange.headers)
+        return replace(call, session=session.id if session else None, traceparent=traceparent), model
 
-    async def _answer(self, call: Call, model: Model, reply: Reply, record: Record) -> None:
-        """Relay the answer of the best replica; until something is sent, a failure that may pass is tried elsewhere."""
+    async def _answer(self, model: Model, reply: Reply, record: Record, attempt: Attempt) -> None:
+        """Let the best replica try; until something is sent, a failure that may pass is tried elsewhere."""
         deadline = self.readiness.deadline()
         failure = BackendError("unreachable", "no replica could be reached")
         for _ in range(_ROUNDS):
@@ -89,7 +112,7 @@ class RequestPath:
             for replica in await self._ready(model, deadline):
                 record.replica = replica.id
                 try:
-                    return await self._relay(replica, call, reply)
+                    return await attempt(replica)
                 except BackendError as exc:
                     if reply.has_begun or not exc.retryable:
                         raise
@@ -108,15 +131,19 @@ class RequestPath:
                 return ready[:_TRIES_A_ROUND]
             await self.readiness.changed(rings, deadline)
 
-    async def _relay(self, replica: Replica, call: Call, reply: Reply) -> None:
+    async def _relay(self, replica: Replica, dialect: Dialect, call: Call, reply: Reply) -> None:
         """Give the replica's answer to the client; leaving early, for whatever reason, cancels it there."""
-        reply.try_for(call)
+        reply.try_for(call, dialect.answer(call, now=time.time()))
         stream = cast("AsyncGenerator[Delta]", replica.backend.stream(call))
         with self.outstanding.given(replica.id, call.sequences):
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     await reply.add(delta)
         await reply.finish()
+
+    async def _put(self, replica: Replica, question: Question, call: Call, reply: Reply) -> None:
+        """Give the replica's answer to a question to the client."""
+        await reply.tell(await question.ask(call, replica.backend))
 
 
 def _bug(request_id: str) -> Refusal:

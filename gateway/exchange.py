@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{1,64})?")
 
 
 class Exchange(Protocol):
@@ -80,3 +81,14 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     """Return the client's own x-request-id if it is well-formed, else a new one."""
     theirs = headers.get("x-request-id", "")
     return theirs if _REQUEST_ID.fullmatch(theirs) else f"req_{uuid.uuid4().hex}"
+
+
+def id_headers(request_id: str) -> dict[str, str]:
+    """Write a request's id as both SDKs read it: OpenAI's the first, Anthropic's the second."""
+    return {"x-request-id": request_id, "request-id": request_id}
+
+
+def traceparent_of(headers: Mapping[str, str]) -> str | None:
+    """Return the W3C trace that the request belongs to, if it is well-formed."""
+    theirs = headers.get("traceparent", "")
+    return theirs if _TRACEPARENT.fullmatch(theirs) else None

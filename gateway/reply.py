@@ -10,13 +10,14 @@ import asyncio
 import time
 
 from backends.api import BackendError, Call, Delta
-from gateway.dialects import Answer, Dialect
-from gateway.exchange import Exchange, respond
+from gateway.dialects import Answer, Endpoint
+from gateway.exchange import Exchange, id_headers, respond
 from gateway.metrics import Metrics
 from gateway.record import Record
 from gateway.refusal import Refusal
 
 _LAST_WORDS_S = 5.0
+_JSON = {"content-type": "application/json"}
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -27,17 +28,17 @@ _STREAM_HEADERS = {
 class Reply:
     """One exchange's answer; `try_for` begins an attempt, `refuse` says no at any time."""
 
-    def __init__(self, dialect: Dialect, exchange: Exchange, record: Record, metrics: Metrics) -> None:
-        self._dialect, self._exchange, self._record, self._metrics = dialect, exchange, record, metrics
+    def __init__(self, endpoint: Endpoint, exchange: Exchange, record: Record, metrics: Metrics) -> None:
+        self._endpoint, self._exchange, self._record, self._metrics = endpoint, exchange, record, metrics
         self._answer: Answer  # set by try_for()
         self._is_streamed = False
         self._deltas: list[Delta] = []
         self._unfinished: set[int] = set()
         self.has_begun = False
 
-    def try_for(self, call: Call) -> None:
+    def try_for(self, call: Call, answer: Answer) -> None:
         """Forget an attempt that failed before anything was sent, and begin another."""
-        self._answer = self._dialect.answer(call, now=time.time())
+        self._answer = answer
         self._is_streamed = call.stream
         self._deltas = []
         self._unfinished = set(range(call.sequences))
@@ -58,13 +59,17 @@ class Reply:
         """End a complete answer; BackendError if a sequence of it never finished."""
         if self._unfinished:
             raise BackendError("broken", "the answer ended before it was complete")
+        if not self._is_streamed:
+            await self.tell(self._answer.whole(self._deltas))
+            return
         self._record.status = 200
-        if self._is_streamed:
-            await self._exchange.write(self._answer.end(self._record.usage))
-            await self._exchange.end()
-        else:
-            headers = {"content-type": "application/json", "x-request-id": self._record.request_id}
-            await respond(self._exchange, 200, headers, self._answer.whole(self._deltas))
+        await self._exchange.write(self._answer.end(self._record.usage))
+        await self._exchange.end()
+
+    async def tell(self, body: bytes) -> None:
+        """Give a whole answer."""
+        self._record.status = 200
+        await respond(self._exchange, 200, _JSON | id_headers(self._record.request_id), body)
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say no: with a status before the first byte, with an error event after it."""
@@ -77,7 +82,7 @@ class Reply:
 
     async def _begin(self, delta: Delta) -> None:
         self.has_begun = True
-        await self._exchange.start(200, _STREAM_HEADERS | {"x-request-id": self._record.request_id})
+        await self._exchange.start(200, _STREAM_HEADERS | id_headers(self._record.request_id))
         await self._exchange.write(self._answer.begin(self._record.usage) + self._answer.chunk(delta))
 
     async def _break_off(self, refusal: Refusal) -> None:
@@ -85,6 +90,5 @@ class Reply:
         await self._exchange.end()
 
     async def _decline(self, refusal: Refusal) -> None:
-        status, body = self._dialect.error(refusal, self._record.request_id)
-        headers = {"content-type": "application/json", "x-request-id": self._record.request_id, **refusal.headers}
-        await respond(self._exchange, status, headers, body)
+        status, body = self._endpoint.error(refusal, self._record.request_id)
+        await respond(self._exchange, status, _JSON | id_headers(self._record.request_id) | refusal.headers, body)

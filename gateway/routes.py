@@ -1,4 +1,4 @@
-"""What answers which path of the data port; everything but the calls themselves is answered here.
+"""What answers which path of the data port.
 
 Refuses to know how a call is answered.
 """
@@ -6,125 +6,139 @@ Refuses to know how a call is answered.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import orjson
-
-from backends.api import Health
-from gateway import metrics
 from gateway.chat import RequestPath
-from gateway.dialects import Dialect
-from gateway.dialects.openai import Chat, Completions, error
-from gateway.exchange import Exchange, request_id_of, respond
+from gateway.dialects import Dialect, anthropic, openai
+from gateway.dialects.anthropic import Messages
+from gateway.dialects.openai import Chat, Completions
+from gateway.dialects.responses import Responses
+from gateway.dialects.stored import MemoryResponses
+from gateway.exchange import Exchange, request_id_of
 from gateway.guard import Guard
+from gateway.listing import entry, listing
+from gateway.plain import Answering, SayingNo, alive, allowed, guarded, ready, respond_bytes, respond_json, series
+from gateway.questions import CountTokens, Detokenize, Question, Tokenize
 from gateway.refusal import Refusal
 
-Answering = Callable[[Exchange], Awaitable[None]]
-CALLS: dict[str, Dialect] = {"/chat/completions": Chat(), "/completions": Completions()}
+_READ = ("GET", "HEAD")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a path, and the methods that it takes."""
+
+    methods: tuple[str, ...]
+    answering: Answering
+
+
 class DataPort:
-    """The API and its health, with and without the /v1 prefix; `is_draining` refuses new calls."""
+    """The API and its health, each path with and without /v1; `is_draining` refuses new calls."""
 
-    path: RequestPath
-    guard: Guard
-    created: int = field(default_factory=lambda: int(time.time()))
-    is_draining: bool = False
+    def __init__(self, path: RequestPath, guard: Guard, *, version: str) -> None:
+        self._path, self._guard, self._version = path, guard, version
+        self._created = int(time.time())
+        self._responses = Responses(MemoryResponses())
+        self.is_draining = False
+        self.routes: Mapping[str, Route] = {
+            "/chat/completions": self._calls(Chat()),
+            "/completions": self._calls(Completions()),
+            "/responses": self._calls(self._responses),
+            "/responses/{id}": Route((*_READ, "DELETE"), self._response),
+            "/messages": self._calls(Messages()),
+            "/messages/count_tokens": self._questions(CountTokens()),
+            "/tokenize": self._questions(Tokenize()),
+            "/detokenize": self._questions(Detokenize()),
+            "/models": Route(_READ, self._models),
+            "/models/{id}": Route(_READ, self._model),
+            "/version": Route(_READ, self._tell_version),
+            "/health": Route(_READ, self._ready),
+            "/healthz": Route(_READ, alive),
+            "/readyz": Route(_READ, self._ready),
+            "/metrics": Route(_READ, self._metrics),
+        }
 
     async def answer(self, exchange: Exchange) -> None:
-        """Answer whatever is asked, in the shape of the OpenAI API where nobody else is responsible."""
-        await guarded(exchange, self.guard, self._answering)
+        """Answer whatever is asked, each API's paths in its own shape."""
+        await guarded(exchange, self._guard, self._answering, saying_no=saying_no(exchange))
 
     def _answering(self, exchange: Exchange) -> Answering:
         """Find what answers the path by the method, or refuse (404, 405)."""
-        path = exchange.path.removeprefix("/v1")
-        if dialect := CALLS.get(path):
-            return allowed(exchange, ("POST",), lambda each: self._call(dialect, each))
-        if path in {"/models", "/models/"} or path.startswith("/models/"):
-            return allowed(exchange, ("GET", "HEAD"), self._models)
-        health = {"/healthz": alive, "/readyz": self._ready, "/health": self._ready, "/metrics": self._metrics}
-        if answering := health.get(exchange.path):
-            return allowed(exchange, ("GET", "HEAD"), answering)
-        raise Refusal(404, "not_found", f"there is nothing at {exchange.path[:128]}; the API is under /v1")
+        path = _path(exchange)
+        collection, _, member = path[1:].partition("/")
+        route = self.routes.get(path) or (self.routes.get(f"/{collection}/{{id}}") if member else None)
+        if route is None:
+            raise Refusal(404, "not_found", f"there is nothing at {exchange.path[:128]}; the API is under /v1")
+        return allowed(exchange, route.methods, route.answering)
 
-    async def _call(self, dialect: Dialect, exchange: Exchange) -> None:
+    def _calls(self, dialect: Dialect) -> Route:
+        async def call(exchange: Exchange) -> None:
+            self._refuse_while_draining()
+            await self._path.handle(dialect, exchange)
+
+        return Route(("POST",), call)
+
+    def _questions(self, question: Question) -> Route:
+        async def ask(exchange: Exchange) -> None:
+            self._refuse_while_draining()
+            await self._path.ask(question, exchange)
+
+        return Route(("POST",), ask)
+
+    def _refuse_while_draining(self) -> None:
         if self.is_draining:
             raise Refusal(503, "stopping", "the gateway is stopping; try again", retry_after_s=5)
-        await self.path.handle(dialect, exchange)
 
-    async def _ready(self, exchange: Exchange) -> None:
-        await ready(exchange, [] if self.is_draining else await self.path.health())
-
-    async def _metrics(self, exchange: Exchange) -> None:
-        self.path.tenants.identify(exchange.headers)
-        await series(exchange, self.path)
+    async def _response(self, exchange: Exchange) -> None:
+        """Give or forget a response that the tenant has stored."""
+        tenant = self._path.tenants.identify(exchange.headers).name
+        act = self._responses.delete if exchange.method == "DELETE" else self._responses.retrieve
+        body = act(_id(exchange), tenant=tenant)
+        await respond_bytes(exchange, 200, body, request_id=request_id_of(exchange.headers))
 
     async def _models(self, exchange: Exchange) -> None:
-        """List what the tenant may call, or tell of one model."""
-        tenant = self.path.tenants.identify(exchange.headers)
-        windows = {model: health.context_tokens for model, _, health in await self.path.health()}
-        name = exchange.path.removeprefix("/v1").removeprefix("/models").strip("/")
-        if name:
-            self.path.models.find(name, tenant)
-        entries = []
-        for each in (name,) if name else self.path.models.names(tenant):
-            model = self.path.models.find(each, tenant).name
-            entries.append(self._entry(each, model, windows.get(model, 0)))
-        await respond_json(exchange, 200, entries[0] if name else {"object": "list", "data": entries})
+        """List what the tenant may call."""
+        tenant = self._path.tenants.identify(exchange.headers)
+        windows = await self._windows()
+        names = {name: self._path.models.find(name, tenant).name for name in self._path.models.names(tenant)}
+        await respond_json(exchange, 200, listing([self._entry(name, names[name], windows) for name in names]))
 
-    def _entry(self, name: str, model: str, context_tokens: int) -> dict[str, object]:
-        entry: dict[str, object] = {"id": name, "object": "model", "created": self.created, "owned_by": "tidegate"}
-        return entry | {"root": model, "max_model_len": context_tokens or None}
+    async def _model(self, exchange: Exchange) -> None:
+        """Tell of one model."""
+        name, tenant = _id(exchange), self._path.tenants.identify(exchange.headers)
+        model = self._path.models.find(name, tenant)
+        await respond_json(exchange, 200, self._entry(name, model.name, await self._windows()))
 
+    async def _windows(self) -> dict[str, int]:
+        return {model: health.context_tokens for model, _, health in await self._path.health()}
 
-async def guarded(exchange: Exchange, guard: Guard, find: Callable[[Exchange], Answering]) -> None:
-    """Let what `find` finds for the path answer, unless the guard, it, or the path's absence refuses."""
-    try:
-        guard.check(exchange.headers)
-        await find(exchange)(exchange)
-    except Refusal as refusal:
-        await refuse(exchange, refusal)
+    def _entry(self, name: str, model: str, windows: Mapping[str, int]) -> dict[str, object]:
+        return entry(name, root=model, created=self._created, context_tokens=windows.get(model, 0))
 
+    async def _tell_version(self, exchange: Exchange) -> None:
+        await respond_json(exchange, 200, {"version": self._version})
 
-def allowed(exchange: Exchange, methods: tuple[str, ...], answering: Answering) -> Answering:
-    """Return `answering` if the method is one of these, else refuse (405)."""
-    if exchange.method in methods:
-        return answering
-    allow = ", ".join(methods)
-    raise Refusal(405, "method_not_allowed", f"{exchange.path} takes {allow}, not {exchange.method}", allow=allow)
+    async def _ready(self, exchange: Exchange) -> None:
+        await ready(exchange, [] if self.is_draining else await self._path.health())
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        self._path.tenants.identify(exchange.headers)
+        await series(exchange, self._path)
 
 
-async def alive(exchange: Exchange) -> None:
-    """Say that this process runs."""
-    await respond_json(exchange, 200, {"status": "ok"})
+def saying_no(exchange: Exchange) -> SayingNo:
+    """Return how the API that is spoken says no: Anthropic's on its paths, and where its clients say so."""
+    speaks_anthropic = _path(exchange).startswith("/messages") or "anthropic-version" in exchange.headers
+    return anthropic.error if speaks_anthropic else openai.error
 
 
-async def ready(exchange: Exchange, loads: Iterable[tuple[str, str, Health]]) -> None:
-    """Say whether any replica serves."""
-    if any(health.ready for _, _, health in loads):
-        await respond_json(exchange, 200, {"status": "ready"})
-    else:
-        await respond_json(exchange, 503, {"status": "starting"}, {"retry-after": "1"})
+def _path(exchange: Exchange) -> str:
+    """Return the path below the API's root."""
+    path = exchange.path.rstrip("/")
+    return path.removeprefix("/v1") if path.startswith("/v1/") else path
 
 
-async def series(exchange: Exchange, path: RequestPath) -> None:
-    """Write all metrics, the replicas' as they are now."""
-    path.metrics.observe_replicas(await path.health())
-    headers = {"content-type": metrics.CONTENT_TYPE, "x-request-id": request_id_of(exchange.headers)}
-    await respond(exchange, 200, headers, path.metrics.text())
-
-
-async def refuse(exchange: Exchange, refusal: Refusal) -> None:
-    """Say no outside of any call."""
-    request_id = request_id_of(exchange.headers)
-    status, body = error(refusal, request_id)
-    headers = {"content-type": "application/json", "x-request-id": request_id, **refusal.headers}
-    await respond(exchange, status, headers, body)
-
-
-async def respond_json(exchange: Exchange, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-    """Give a JSON answer."""
-    headers = {"content-type": "application/json", "x-request-id": request_id_of(exchange.headers), **(headers or {})}
-    await respond(exchange, status, headers, orjson.dumps(body))
+def _id(exchange: Exchange) -> str:
+    """Return what follows the second slash: names of models have slashes too."""
+    return _path(exchange).split("/", 2)[2]

@@ -34,11 +34,12 @@ class Scripted:
     def __init__(self, *lines: Line, is_ready: bool = True) -> None:
         self.lines, self.is_ready = lines, is_ready
         self.calls = self.open = 0
+        self.asked: Call | None = None
         self.was_asked = asyncio.Event()
 
     async def stream(self, call: Call) -> AsyncIterator[Delta]:
         """Say the lines."""
-        del call
+        self.asked = call
         self.calls += 1
         self.open += 1
         self.was_asked.set()
@@ -52,6 +53,13 @@ class Scripted:
                     yield line
         finally:
             self.open -= 1
+
+    async def tokenize(self, call: Call) -> list[list[int]]:
+        """Give the first line as a failure, or three tokens."""
+        del call
+        if self.lines and isinstance(self.lines[0], BaseException):
+            raise self.lines[0]
+        return [[1, 2, 3]]
 
     async def health(self) -> Health:
         """Report what the test has set."""

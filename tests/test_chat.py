@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from backends.api import BackendError, Delta, Usage
 from gateway.dialects.openai import Chat
+from gateway.questions import CountTokens
 from gateway.settings import TenantSettings
 from tests.paths import HELLO, Bench, Paper, Scripted, chat, unreachable
 
@@ -264,3 +266,44 @@ async def test_headers_are_held_back_until_there_is_something_to_say() -> None:
     assert paper.status == 0
     asking.cancel()
     await asyncio.wait({asking})
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields", "session"),
+    [
+        ({"x-session-id": "s1"}, {"prompt_cache_key": "s2"}, "s1"),
+        ({"x-client-request-id": "r1"}, {"user": "s3"}, "s3"),
+        ({"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}, {}, None),
+    ],
+)
+async def test_a_call_knows_its_session(headers: dict[str, str], fields: dict[str, str], session: str | None) -> None:
+    """The session that headers or body name reaches the backend; ids of single requests name none."""
+    backend = Scripted(*HELLO)
+    await Bench(backend).ask(chat(**fields), headers=headers)
+
+    assert backend.asked is not None
+    assert backend.asked.session == session
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"), [("00-" + "a" * 32 + "-" + "b" * 16 + "-01", True), ("a\r\nb: c", False)]
+)
+async def test_a_trace_is_passed_on(sent: str, *, passed_on: bool) -> None:
+    """A well-formed traceparent reaches the backend as it was sent, and nothing else does."""
+    backend = Scripted(*HELLO)
+    await Bench(backend).ask(chat(), headers={"traceparent": sent})
+
+    assert backend.asked is not None
+    assert backend.asked.traceparent == (sent if passed_on else None)
+
+
+async def test_a_question_is_put_to_another_replica_when_one_is_gone() -> None:
+    """What is asked about tokens is tried elsewhere like a call, and counted like one."""
+    bench = Bench(Scripted(unreachable()), Scripted())
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
+    answer = Paper(body, path="/v1/messages/count_tokens")
+
+    await bench.path.ask(CountTokens(), answer)
+
+    assert answer.json == {"input_tokens": 3}
+    assert bench.count("tidegate_requests_total", model="m", tenant="anonymous", status="200") == 1

@@ -92,7 +92,7 @@ async def test_nonsense_ends_its_connection_and_nothing_else(tmp_path: Path) -> 
             await bad.next("never")
 
         good.send("tokenize", 1, frames.pack_call(ask("Hello", "t")))
-        _, number, (tokens,) = await good.next("tokens")
+        _, number, (tokens,) = await good.next("told")
 
     assert number == 1
     assert len(tokens) > 1

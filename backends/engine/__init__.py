@@ -88,10 +88,22 @@ class Engine:
 
         It can take a while, so another thread may do this.
         """
-        prompts = self._tokens(call)
+        prompts = self.tokens(call)
         for prompt in prompts:
             self._check(call, prompt)
         return Prepared(call, prompts, self._forms.mask(call))
+
+    def tokens(self, call: Call) -> list[list[int]]:
+        """Return the tokens of each of a call's prompts, however long; any thread may ask."""
+        try:
+            return self._tokenizer.prompt(call)
+        except TemplateError as exc:
+            raise BackendError("rejected", str(exc), code="invalid_messages", param="messages") from exc
+
+    def text(self, token_ids: list[int]) -> str:
+        """Return the text of tokens, special ones spelled out; any thread may ask."""
+        self._check_ids(token_ids, "tokens")
+        return b"".join(map(self._tokenizer.token_bytes, token_ids)).decode(errors="replace")
 
     def submit(self, prepared: Prepared, now: float) -> None:
         """Let a call stand in line; BackendError when the line is full."""
@@ -197,19 +209,11 @@ class Engine:
         answering = self._calls.get(call_id)
         return [a for a in answering.answers if a.sequence in self._answers] if answering else []
 
-    def _tokens(self, call: Call) -> list[list[int]]:
-        try:
-            return self._tokenizer.prompt(call)
-        except TemplateError as exc:
-            raise BackendError("rejected", str(exc), code="invalid_messages", param="messages") from exc
-
     def _check(self, call: Call, prompt: list[int]) -> None:
         param = "prompt" if call.prompts else "messages"
         if not prompt:
             raise BackendError("rejected", "the prompt is empty; send at least one token", param=param)
-        if not 0 <= min(prompt) <= max(prompt) < self._runner.spec.vocabulary:
-            vocabulary = self._runner.spec.vocabulary
-            raise BackendError("rejected", f"token ids go from 0 to {vocabulary - 1} in this model", param=param)
+        self._check_ids(prompt, param)
         if len(prompt) >= self.context_tokens:
             raise BackendError(
                 "rejected",
@@ -218,6 +222,11 @@ class Engine:
                 code="context_length_exceeded",
                 param=param,
             )
+
+    def _check_ids(self, token_ids: list[int], param: str) -> None:
+        vocabulary = self._runner.spec.vocabulary
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+            raise BackendError("rejected", f"token ids go from 0 to {vocabulary - 1} in this model", param=param)
 
     def _overloaded(self, now: float) -> BackendError:
         waiting = len(self._scheduler.waiting)

@@ -12,8 +12,8 @@ from gateway.auth import has_key, key_hash
 from gateway.chat import RequestPath
 from gateway.exchange import Exchange
 from gateway.guard import Guard
+from gateway.plain import Answering, alive, allowed, guarded, ready, respond_json, series
 from gateway.refusal import Refusal
-from gateway.routes import Answering, alive, allowed, guarded, ready, respond_json, series
 
 
 @dataclass(slots=True)

@@ -39,17 +39,21 @@ class Answer(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """One endpoint of one API."""
+class Endpoint(Protocol):
+    """One endpoint of one API: what its bodies mean, and how it says no."""
 
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
         """Read a body, keeping unknown fields; refuses (400) what it cannot mean, naming the field by its path."""
         ...
 
-    def answer(self, call: Call, *, now: float) -> Answer:
-        """Prepare the answer to `call`, dated `now` in seconds since 1970."""
-        ...
-
     def error(self, refusal: Refusal, request_id: str) -> tuple[int, bytes]:
         """Give the HTTP status and body of a refusal made before the first byte."""
+        ...
+
+
+class Dialect(Endpoint, Protocol):
+    """An endpoint whose calls a model answers."""
+
+    def answer(self, call: Call, *, now: float) -> Answer:
+        """Prepare the answer to `call`, dated `now` in seconds since 1970."""
         ...
