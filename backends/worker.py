@@ -26,7 +26,8 @@ import orjson
 from backends import frames
 from backends.api import BackendError, Call, Delta
 from backends.engine import Engine, Event, Prepared
-from backends.engine.loading import Settings, load
+from backends.engine.loading import Choice, load
+from backends.engine.planning import Settings
 from backends.engine.thread import EngineThread
 
 Made = TypeVar("Made")
@@ -106,7 +107,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._thread = EngineThread(lambda: load(settings, self._progress), self)
+        self._thread = EngineThread(lambda: load(settings, self._progress, self._chosen), self)
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._engine: Engine | None = None
         self._peers: set[Peer] = set()
@@ -178,6 +179,9 @@ class Worker:
 
     def _progress(self, what: str, fraction: float) -> None:
         self._loop.call_soon_threadsafe(self._loading, frames.encode("loading", what, fraction))
+
+    def _chosen(self, choice: Choice) -> None:
+        log("worker.runner", model=self._settings.model, **asdict(choice))
 
     # On the loop's thread
 

@@ -98,6 +98,8 @@ class Gateway:
             case "worker.loading":
                 self._console.loading(replica, str(fields.get("what")), float(str(fields.get("fraction", 0))))
                 return
+            case "worker.runner" if fields.get("reason"):
+                self._console.line(f"{replica}: computes in torch, several times slower: {fields['reason']}")
             case "worker.ready":
                 self._console.ready(replica, model, self.address)
             case "worker.restarting":

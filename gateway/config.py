@@ -93,6 +93,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _ports(config.server)
     yield from _batch_sizes(config.batching)
     yield from _backoff(config.worker)
+    yield from _stretches(config)
     yield from _same_names(config)
     yield from _unknown_grants(config)
 
@@ -134,6 +135,19 @@ def _backoff(worker: WorkerSettings) -> Iterator[Problem]:
             "is shorter than restart_backoff; the longest pause cannot be shorter than the first",
             reads=(("worker", "restart_backoff_max"), ("worker", "restart_backoff")),
         )
+
+
+def _stretches(config: Config) -> Iterator[Problem]:
+    for i, model in enumerate(config.models):
+        for j, release in enumerate(model.releases):
+            kind, factor = release.rope_scaling.type, release.rope_scaling.factor
+            if (kind == "none") != (factor == 1):
+                path = ("models", i, "releases", j, "rope_scaling")
+                yield Problem(
+                    (*path, "factor"),
+                    f'is {factor:g} while type is "{kind}"; write "linear" or "yarn" with a factor above 1, or neither',
+                    reads=((*path, "type"), (*path, "factor")),
+                )
 
 
 def _same_names(config: Config) -> Iterator[Problem]:

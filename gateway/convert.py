@@ -156,7 +156,7 @@ def _fits(kind: Kind, value: object) -> bool:
     # Compared by type as well: True equals 1, and 8.0 equals 8.
     if kind.choices:
         return any(type(value) is type(choice) and value == choice for choice in kind.choices)
-    return type(value) is kind.bare
+    return type(value) is kind.bare or (kind.bare is float and type(value) is int)
 
 
 def _check_bounds(kind: Kind, value: object, *, raw: object) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-_BARE_WORDS: dict[object, str] = {bool: "true or false", int: "a whole number", str: "a text"}
+_BARE_WORDS: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True, slots=True)

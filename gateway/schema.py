@@ -13,6 +13,7 @@ from gateway.fields import Field, Items, Kind, Pattern, Range, Secret, Written, 
 from gateway.settings import Config
 
 _VARIABLE = r"\$\{"
+_JSON_TYPES: dict[object, str] = {bool: "boolean", int: "integer", float: "number"}
 
 
 def schema() -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _value(kind: Kind) -> dict[str, Any]:
         return _string(kind)
     limits = kind.marker(Range)
     bounds = {"minimum": limits.low, "maximum": limits.high} if limits else {}
-    return {"type": "boolean" if kind.bare is bool else "integer", **bounds}
+    return {"type": _JSON_TYPES[kind.bare], **bounds}
 
 
 def _string(kind: Kind) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def table() -> str:
 
 
 def _rows(inner: type) -> str:
-    rows = [_row(each) for each in fields_of(inner) if not (each.kind.item and each.kind.item.table)]
+    rows = [_row(each) for each in fields_of(inner) if not (each.kind.item or each.kind).table]
     return "\n".join(("| key | default | what it does | allowed |", "|---|---|---|---|", *rows))
 
 

@@ -128,7 +128,7 @@ class Batching:
 
     max_batch: Annotated[int, Range(1, 256), Doc("Most sequences computed together in one step.")] = 32
     token_budget: Annotated[int, Range(1, 65536), Doc("Most tokens computed in one step, prompts included.")] = 512
-    block_tokens: Annotated[Literal[8, 16, 32, 64, 128], Doc("Tokens in one block of the KV cache.")] = 16
+    block_tokens: Annotated[Literal[16, 32, 64, 128], Doc("Tokens in one block of the KV cache.")] = 16
     kv_memory_bytes: Annotated[Size, Range(_MIB, 1 << 40), Doc("Memory of one worker's KV cache.")] = 1 << 30
     max_waiting: Annotated[int, Range(0, 100_000), Doc("Most calls that wait for a place; one more is refused.")] = 256
 
@@ -137,6 +137,10 @@ class Batching:
 class WorkerSettings:
     """How worker processes are started, and started again."""
 
+    runner: Annotated[
+        Literal["auto", "native", "torch"],
+        Doc("What computes: the native library, torch, or the library wherever it is there."),
+    ] = "torch"
     threads: Annotated[int, Range(0, 1024), Doc("Compute threads of one worker; 0 is one a core allowed.")] = 0
     start_timeout_s: Annotated[Duration, Range(1, 3600), Doc("Longest time from start to ready.")] = 120
     restart_backoff_s: Annotated[Duration, Range(0.01, 60), Doc("Pause before a dead worker's first restart.")] = 0.5
@@ -159,6 +163,14 @@ class TenantSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """How positions are squeezed so that a model reads longer texts than it was trained on."""
+
+    type: Annotated[Literal["none", "linear", "yarn"], Doc("How frequencies are stretched.")] = "none"
+    factor: Annotated[float, Range(1, 64), Doc("How many times the model's own context becomes possible.")] = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """A version of a model: where its weights come from and how many workers run it."""
 
@@ -171,6 +183,7 @@ class Release:
         Range(0, 1 << 20),
         Doc("Longest prompt and answer together, in tokens; 0 is the model's own."),
     ] = 0
+    rope_scaling: RopeScaling = RopeScaling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,12 @@ MODEL = '[[models]]\nname = "m"\n[[models.releases]]\nsource = "echo"\n'
 KEY_HASH = "sha256:" + "0" * 64
 TENANT = f'[[tenants]]\nname = "t"\nkeys = ["{KEY_HASH}"]\n'
 
+
+def stretched(words: str) -> str:
+    """Write a model whose release stretches its context."""
+    return f"[[models]]\nname = 'n'\nreleases = [{{ source = 'echo', rope_scaling = {{ {words} }} }}]"
+
+
 Refused = Callable[..., tuple[str, ...]]
 
 
@@ -83,7 +89,7 @@ def test_an_error_lists_its_problems_a_line_each() -> None:
         ("[batching]\nmax_batch = 8.0", "batching.max_batch is 8.0; it must be a whole number, from 1 to 256"),
         ("[auth]\nopen = 'yes'", 'auth.open is "yes"; it must be true or false'),
         ("[log]\nlevel = 'loud'", 'log.level is "loud"; it must be one of "debug", "info", "warning", "error"'),
-        ("[batching]\nblock_tokens = 16.0", "batching.block_tokens is 16.0; it must be one of 8, 16, 32, 64, 128"),
+        ("[batching]\nblock_tokens = 16.0", "batching.block_tokens is 16.0; it must be one of 16, 32, 64, 128"),
         (
             "[[models]]\nname = 'n'\nreleases = [{ source = 3 }]",
             'models[0].releases[0].source is 3; it must be "package:',
@@ -104,6 +110,11 @@ def test_an_error_lists_its_problems_a_line_each() -> None:
         ("server = 3", "gateway.toml:1: server is 3; it must be a table, under [server]"),
         ("[tenants]", "gateway.toml:1: tenants is a table; it must be an array of tables, each under [[tenants]]"),
         ("tenants = [3]", "gateway.toml:1: tenants[0] is 3; it must be a table"),
+        ("[worker]\nrunner = 'cuda'", 'worker.runner is "cuda"; it must be one of "auto", "native", "torch"'),
+        (stretched("type = 'yarn'"), 'rope_scaling.factor is 1 while type is "yarn"; write "linear" or "yarn" with'),
+        (stretched("factor = 4"), 'rope_scaling.factor is 4 while type is "none"; write'),
+        (stretched("type = 'yarn', factor = '4'"), 'rope_scaling.factor is "4"; it must be a number, from 1 to 64'),
+        (stretched("type = 'yarn', factor = nan"), "rope_scaling.factor is NaN; it must be a number, from 1 to 64"),
         (
             "[[tenants]]\nname = 't'\nkeys = []",
             "gateway.toml:3: tenants[0].keys has 0 of at least 1; it must be an array",

@@ -211,11 +211,16 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+YARN_DETAILS = {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.3, "truncate": False}
 FAMILIES = {
     "llama": ("Llama", {}),
     "llama with biases": ("Llama", {"attention_bias": True}),
     "llama, tied": ("Llama", {"tie_word_embeddings": True}),
     "llama, linear rope": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama, yarn": ("Llama", {"rope_parameters": YARN}),
+    "llama, yarn with everything said": ("Llama", {"rope_parameters": YARN | YARN_DETAILS}),
+    "qwen2, yarn with mscale": ("Qwen2", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
     "llama 3 rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 32}),

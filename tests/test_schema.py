@@ -39,7 +39,7 @@ def manual() -> list[tuple[str, Field, object, str]]:
             values, path = values[name], (*path, name)
             values, path = (values[0], (*path, 0)) if isinstance(values, list) else (values, path)
         for each in fields_of(inner):
-            if not (each.kind.item and each.kind.item.table):
+            if not (each.kind.item or each.kind).table:
                 line = key_lines(text)[*path, each.key]
                 comment = "\n".join(lines[: line - 1]).rpartition("\n\n")[2]
                 rows.append((heading, each, values[each.key], comment))

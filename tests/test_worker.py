@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 
@@ -12,16 +13,18 @@ import pytest
 
 from backends import frames
 from backends.api import BackendError
-from backends.engine import Engine, Event
-from backends.engine.loading import KvPlan, Settings, plan_kv
+from backends.engine import Engine, Event, loading
+from backends.engine.loading import Choice, choose
+from backends.engine.planning import KvPlan, RunnerChoice, Settings, plan_kv
 from backends.engine.problems import CheckpointError
 from backends.engine.thread import EngineThread
+from gateway.config import WorkerSettings
 from gateway.control import process
 from gateway.control.pool import worker_settings
-from tests.pools import PATIENCE_S, ask, small_config
+from tests.pools import PATIENCE_S, ask, running, small_config
 from tests.toy_model import CONTEXT, SPEC, toy_call, toy_engine
 
-BLOCK_BYTES = 8 * SPEC.kv_bytes_per_token // 2 * 4
+TOKEN_BYTES = SPEC.kv_bytes_per_token
 
 
 class Wire:
@@ -134,19 +137,84 @@ async def test_a_step_is_one_frame_for_all_calls(tmp_path: Path) -> None:
     assert max(map(len, steps)) == 4
 
 
-def settings(*, context_tokens: int = 0, kv_blocks: int) -> Settings:
+async def test_a_native_worker_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """Its process maps our library, and nothing of torch; what it chose is told."""
+    config = replace(small_config(), worker=WorkerSettings(runner="native"))
+    async with running(config, tmp_path) as started:
+        maps = mapped((await started.event("worker.ready"))["pid"])
+        told = await started.event("worker.runner")
+
+    assert "tidegate-cpu-" in maps
+    assert [line for line in maps.splitlines() if "torch" in line or "transformers" in line] == []
+    assert (told["runner"], told["reason"]) == ("native", "")
+
+
+def mapped(pid: object) -> str:
+    """List what a process has mapped."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(
+    ("form", "missing", "has_torch", "chosen"),
+    [
+        ("auto", None, True, Choice("native")),
+        ("native", None, True, Choice("native")),
+        ("torch", None, True, Choice("torch")),
+        ("auto", "no library", True, Choice("torch", "no library")),
+    ],
+)
+def test_the_library_computes_wherever_it_is_there(monkeypatch, form, missing, has_torch, chosen) -> None:
+    """Torch is what remains, with the reason; asking for one form gets that form."""
+    machine(monkeypatch, missing, has_torch=has_torch)
+
+    assert choose(settings(kv_blocks=8, runner=form)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("form", "has_torch", "words"),
+    [
+        ("native", True, r'runner is "native", but no library'),
+        ("auto", False, "no library; and torch is not installed: pip install"),
+        ("torch", False, "nothing here can compute: torch is not installed"),
+    ],
+)
+def test_a_machine_that_cannot_compute_says_what_to_install(monkeypatch, form, has_torch, words) -> None:
+    """The error names what is missing and the command that brings it."""
+    machine(monkeypatch, "no library", has_torch=has_torch)
+
+    with pytest.raises(CheckpointError, match=words):
+        choose(settings(kv_blocks=8, runner=form))
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, missing: str | None, *, has_torch: bool) -> None:
+    """Let this machine have the library and torch, or not."""
+    monkeypatch.setattr(loading.cpu, "native_missing", lambda: missing)
+    monkeypatch.setattr(loading, "find_spec", lambda _: object() if has_torch else None)
+
+
+def settings(*, context_tokens: int = 0, kv_blocks: int, runner: RunnerChoice = "auto") -> Settings:
     """Make settings with memory for so many blocks of 8 tokens of the toy model."""
-    return Settings("toy", "", context_tokens, 8, 32, 8, kv_blocks * BLOCK_BYTES, 8, 0)
+    return Settings(
+        model="toy",
+        source="",
+        context_tokens=context_tokens,
+        runner=runner,
+        max_batch=8,
+        token_budget=32,
+        block_tokens=8,
+        kv_memory_bytes=kv_blocks * 8 * TOKEN_BYTES,
+        max_waiting=8,
+    )
 
 
 def test_memory_becomes_blocks() -> None:
     """As many whole blocks as fit, and the model's own context when one such sequence fits."""
-    assert plan_kv(SPEC, settings(kv_blocks=10), value_bytes=4) == KvPlan(10, CONTEXT)
+    assert plan_kv(SPEC, settings(kv_blocks=10), token_bytes=TOKEN_BYTES) == KvPlan(10, CONTEXT)
 
 
 def test_a_context_nobody_asked_for_shrinks_to_the_memory() -> None:
     """One sequence always fits whole, so that the oldest never waits for ever."""
-    assert plan_kv(SPEC, settings(kv_blocks=4), value_bytes=4) == KvPlan(4, 32)
+    assert plan_kv(SPEC, settings(kv_blocks=4), token_bytes=TOKEN_BYTES) == KvPlan(4, 32)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +228,7 @@ def test_a_context_nobody_asked_for_shrinks_to_the_memory() -> None:
 def test_a_context_that_cannot_be_is_refused(asked: Settings, message: str) -> None:
     """The error names both settings that can be changed."""
     with pytest.raises(CheckpointError, match=message):
-        plan_kv(SPEC, asked, value_bytes=4)
+        plan_kv(SPEC, asked, token_bytes=TOKEN_BYTES)
 
 
 class Heard:

@@ -62,7 +62,7 @@ class Dense:
 
     def hidden(self, tokens: Tensor, tap: Tap | None = None) -> Tensor:
         """Return the head's input [windows, T, hidden] of whole windows of tokens [windows, T]."""
-        table = rope_table(torch.arange(tokens.shape[1]), self.frequencies)
+        table = rope_table(torch.arange(tokens.shape[1]), self.frequencies, self.spec.rope_scale)
         x = self.matrices["embed"][tokens]
         if tap is not None:
             tap("embed", tokens, x)

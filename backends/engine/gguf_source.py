@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from backends.engine import gguf_file, tokens
 from backends.engine.problems import CheckpointError
+from backends.engine.rope import Stretch, checked, factors_of
 from backends.engine.runner import ModelSpec
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -27,6 +28,7 @@ class GgufSource:
     def __init__(self, path: Path) -> None:
         self.files = (path,)
         self.file = gguf_file.read(path)
+        self._stretch = self._read_stretch()
         self.spec = self._read_spec()
         self.rope_factors = self._read_rope_factors()
 
@@ -77,6 +79,7 @@ class GgufSource:
             context_tokens=self._count("context_length"),
             norm_eps=self._number("attention.layer_norm_rms_epsilon"),
             rope_theta=self._number("rope.freq_base", 10000.0),
+            rope_scale=self._stretch.scale if self._stretch else 1.0,
             tied_head="output.weight" not in self.file.tensors,
             attention_bias="blk.0.attn_q.bias" in self.file.tensors,
             qk_norm="blk.0.attn_q_norm.weight" in self.file.tensors,
@@ -89,12 +92,29 @@ class GgufSource:
             if len(factors) != half or not (factors > 0).all():
                 raise CheckpointError(f"{self.files[0]}: rope_freqs.weight should be {half} positive factors")
             return factors
-        scaling = self.file.metadata.get(f"{self.spec.architecture}.rope.scaling.type", "none")
-        if scaling == "none":
+        return factors_of(self._stretch, self.spec)
+
+    def _read_stretch(self) -> Stretch | None:
+        """Read linear and yarn from the keys; llama3's factors are a tensor of their own."""
+        kind = self.file.metadata.get(f"{self._text('general.architecture')}.rope.scaling.type", "none")
+        if kind == "none":
             return None
-        if scaling == "linear":
-            return np.full(half, self._number("rope.scaling.factor"), np.float32)
-        raise CheckpointError(f"{self.files[0]}: rope scaling {scaling!r} is not supported; linear and llama3 are")
+        if kind not in {"linear", "yarn"}:
+            raise CheckpointError(f"{self.files[0]}: rope scaling {kind!r} is not supported; linear and yarn are")
+        factor = self._number("rope.scaling.factor")
+        stretch = Stretch(
+            "linear" if kind == "linear" else "yarn",
+            factor,
+            original_context=self._count("rope.scaling.original_context_length", self._count("context_length")),
+            beta_fast=self._number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=self._number("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=self._number("rope.scaling.attn_factor", 1.0) * Stretch("yarn", factor).scale,
+        )
+        try:
+            checked(stretch, theta=self._number("rope.freq_base", 10000.0))
+        except ValueError as exc:
+            raise CheckpointError(f"{self.files[0]}: {exc}") from exc
+        return stretch
 
     def _text(self, key: str) -> str:
         value = self.file.metadata.get(key)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from backends.engine import safetensors_file, tokens
 from backends.engine.problems import CheckpointError
+from backends.engine.rope import Stretch, factors_of, stretch_of
 from backends.engine.runner import ModelSpec
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -34,8 +35,9 @@ class HfFolder:
         parts = _parts(folder)
         self.files = (folder / "config.json", *parts)
         self.tensors = {name: tensor for part in parts for name, tensor in safetensors_file.read(part).items()}
+        self._stretch = self._read_stretch()
         self.spec = self._read_spec()
-        self.rope_factors = self._read_rope_factors()
+        self.rope_factors = factors_of(self._stretch, self.spec)
 
     @cached_property
     def tokenizer(self) -> tokens.Tokenizer:
@@ -71,9 +73,10 @@ class HfFolder:
             kv_heads=self._count("num_key_value_heads", heads),
             head_dim=self._count("head_dim", hidden // heads),
             vocabulary=self._count("vocab_size"),
-            context_tokens=self._count("max_position_embeddings"),
+            context_tokens=self._context(),
             norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(self._rope().get("rope_theta", self.config.get("rope_theta", 10000.0))),
+            rope_theta=self._theta(),
+            rope_scale=self._stretch.scale if self._stretch else 1.0,
             tied_head="lm_head.weight" not in self.tensors,
             attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
             qk_norm="model.layers.0.self_attn.q_norm.weight" in self.tensors,
@@ -87,20 +90,29 @@ class HfFolder:
             if self.config.get(key):
                 raise self._problem(f"{key} is set, which is not supported")
 
-    def _read_rope_factors(self) -> NDArray[np.float32] | None:
-        rope, half = self._rope(), self.spec.head_dim // 2
-        match rope.get("rope_type", rope.get("type", "default")):
-            case "default":
-                return None
-            case "linear":
-                return np.full(half, float(rope["factor"]), np.float32)
-            case "llama3":
-                return llama3_factors(rope, self.spec.rope_theta, half)
-            case other:
-                raise self._problem(f"rope scaling {other!r} is not supported; linear and llama3 are")
+    def _read_stretch(self) -> Stretch | None:
+        try:
+            return stretch_of(self._rope(), theta=self._theta(), context=self._count("max_position_embeddings"))
+        except ValueError as exc:
+            raise self._problem(str(exc)) from exc
+
+    def _context(self) -> int:
+        """Files that add YaRN to a model often leave the context at what it was trained with."""
+        stretch = self._stretch
+        stretched = int(stretch.original_context * stretch.factor) if stretch and stretch.kind == "yarn" else 0
+        return max(self._count("max_position_embeddings"), stretched)
+
+    def _theta(self) -> float:
+        value = self._rope().get("rope_theta", self.config.get("rope_theta", 10000.0))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise self._problem(f"rope_theta is {value!r}; a positive number is needed")
+        return float(value)
 
     def _rope(self) -> dict[str, Any]:
-        return self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        said = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if not isinstance(said, dict):
+            raise self._problem(f"the rope parameters are {said!r}; a table is needed")
+        return said
 
     def _count(self, key: str, default: int | None = None) -> int:
         value = self.config.get(key)
@@ -125,15 +137,6 @@ def _eos_ids(folder: Path) -> list[int]:
     generation = folder / "generation_config.json"
     found = read_json(generation if generation.exists() else folder / "config.json").get("eos_token_id")
     return found if isinstance(found, list) else [found] if isinstance(found, int) else []
-
-
-def llama3_factors(rope: dict[str, Any], theta: float, half: int) -> NDArray[np.float32]:
-    """Divide slow frequencies by `factor`, keep fast ones, and blend between the two wavelengths of Llama 3."""
-    wavelength = 2 * math.pi * theta ** (np.arange(half) / half)
-    low, high, original = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    kept = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    factors: NDArray[np.float32] = (1 / (kept + (1 - kept) / rope["factor"])).astype(np.float32)
-    return factors
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,70 +6,88 @@ Refuses to know processes and calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from backends.engine import Engine
+from backends.engine.planning import KvPlan, Settings, plan_kv
 from backends.engine.problems import CheckpointError
-from backends.engine.runner import ModelSpec
-from backends.engine.weights import open_checkpoint
+from backends.engine.runner import ModelSpec, Runner
+from backends.engine.weights import Checkpoint, open_checkpoint
+from backends.kernels import cpu
 from batching.scheduler import Limits
 
 Progress = Callable[[str, float], None]
-FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker is told on its standard input. `context_tokens` 0 is the model's own, `threads` 0 all cores."""
+class Choice:
+    """Which form of `Runner` computes, and why not the native one if it is not."""
 
-    model: str
-    source: str
-    context_tokens: int
-    max_batch: int
-    token_budget: int
-    block_tokens: int
-    kv_memory_bytes: int
-    max_waiting: int
-    threads: int
+    runner: str
+    reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KvPlan:
-    """How many blocks the cache has, and the longest sequence that is let in: one always fits whole."""
-
-    blocks: int
-    context_tokens: int
-
-
-def plan_kv(spec: ModelSpec, settings: Settings, *, value_bytes: int) -> KvPlan:
-    """Divide the KV memory into blocks; a context nobody asked for shrinks to what fits, one asked for must fit."""
-    block_bytes = settings.block_tokens * spec.kv_bytes_per_token // 2 * value_bytes
-    blocks = settings.kv_memory_bytes // block_bytes
-    wanted = settings.context_tokens or spec.context_tokens
-    if wanted > spec.context_tokens:
-        raise CheckpointError(
-            f"{settings.model}: context = {wanted} is more than the model's own {spec.context_tokens}; lower it"
-        )
-    if blocks < 2 or (settings.context_tokens and blocks * settings.block_tokens < wanted):
-        needed = -(-wanted // settings.block_tokens) * block_bytes
-        raise CheckpointError(
-            f"{settings.model}: kv_memory of {settings.kv_memory_bytes} bytes holds {blocks * settings.block_tokens} "
-            f"tokens, but a context of {wanted} needs {needed} bytes; raise [batching] kv_memory or lower context"
-        )
-    return KvPlan(blocks, min(wanted, blocks * settings.block_tokens))
-
-
-def load(settings: Settings, progress: Progress) -> Engine:
-    """Load a release; takes seconds to minutes. Raises CheckpointError."""
+def load(settings: Settings, progress: Progress, chosen: Callable[[Choice], None]) -> Engine:
+    """Load a release; takes from half a second to minutes. Raises CheckpointError."""
+    choice = choose(settings)
+    chosen(choice)
     progress("checkpoint", 0.0)
-    checkpoint = open_checkpoint(settings.source)
-    plan = plan_kv(checkpoint.spec, settings, value_bytes=FP32)
+    checkpoint = opened(settings)
+    plan = plan_kv(checkpoint.spec, settings, token_bytes=token_bytes(choice, checkpoint.spec))
     progress("weights", 0.1)
-    from backends.engine.model import TorchRunner  # noqa: PLC0415 - torch takes seconds and memory to import
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(lambda: checkpoint.tokenizer)
+        runner = open_runner(choice, replace(checkpoint, context_tokens=plan.context_tokens), settings, plan)
+        progress("weights", 1.0)
+        limits = Limits(settings.max_batch, settings.token_budget, settings.max_waiting)
+        return Engine(runner, tokenizer.result(), limits, context_tokens=plan.context_tokens)
 
-    runner = TorchRunner(
-        checkpoint, kv_blocks=plan.blocks, block_tokens=settings.block_tokens, threads=settings.threads
-    )
-    progress("weights", 1.0)
-    limits = Limits(settings.max_batch, settings.token_budget, settings.max_waiting)
-    return Engine(runner, checkpoint.tokenizer, limits, context_tokens=plan.context_tokens)
+
+def choose(settings: Settings) -> Choice:
+    """Pick the native library where it is there, else torch; CheckpointError when what is wanted cannot be had."""
+    missing = None if settings.runner == "torch" else cpu.native_missing()
+    if settings.runner != "torch" and missing is None:
+        return Choice("native")
+    if settings.runner == "native":
+        raise CheckpointError(f'{settings.model}: [worker] runner is "native", but {missing}')
+    if find_spec("torch") is None:
+        torch = "torch is not installed: pip install 'tidegate[torch]'"
+        raise CheckpointError(
+            f"{settings.model}: nothing here can compute: {f'{missing}; and ' if missing else ''}{torch}"
+        )
+    return Choice("torch", missing or "")
+
+
+def opened(settings: Settings) -> Checkpoint:
+    """Open the checkpoint, stretched as the release says."""
+    checkpoint = open_checkpoint(settings.source)
+    if settings.rope_scaling == "none":
+        return checkpoint
+    return checkpoint.stretched(settings.rope_scaling, settings.rope_factor)
+
+
+def token_bytes(choice: Choice, spec: ModelSpec) -> int:
+    """Bytes of one token's K and V: torch holds fp32, the native library fp16 in whole registers of sixteen."""
+    if choice.runner == "torch":
+        return 2 * spec.kv_bytes_per_token
+    return 4 * spec.layers * spec.kv_heads * -(-spec.head_dim // cpu.LANES) * cpu.LANES
+
+
+def open_runner(choice: Choice, checkpoint: Checkpoint, settings: Settings, plan: KvPlan) -> Runner:
+    """Load the weights; the imports are here because each form costs what only it needs."""
+    threads = settings.threads or len(cpu.allowed_cores())
+    if choice.runner == "torch":
+        from backends.engine.model import TorchRunner  # noqa: PLC0415 - torch takes seconds and memory to import
+
+        return TorchRunner(checkpoint, kv_blocks=plan.blocks, block_tokens=settings.block_tokens, threads=threads)
+    from backends.engine.native import NativeRunner  # noqa: PLC0415
+    from backends.engine.quantised import Quantised  # noqa: PLC0415
+
+    try:
+        return NativeRunner(
+            Quantised(checkpoint), kv_blocks=plan.blocks, block_tokens=settings.block_tokens, threads=threads
+        )
+    except cpu.NativeError as exc:
+        raise CheckpointError(f"{settings.model}: {exc}") from exc

@@ -84,7 +84,7 @@ class TorchRunner:
         slots = blocks * self.block_tokens + batch.positions % self.block_tokens
         used = -(-batch.lengths // self.block_tokens)
         tables = [torch.from_numpy(row[:count]) for row, count in zip(batch.blocks, used, strict=True)]
-        cos, sin = rope_table(torch.from_numpy(batch.positions), self._frequencies)
+        cos, sin = rope_table(torch.from_numpy(batch.positions), self._frequencies, self.spec.rope_scale)
         return Step(torch.from_numpy(slots), cos, sin, tables, batch.starts.tolist(), batch.lengths.tolist())
 
     def _attend(self, index: int, layer: Layer, x: Tensor, step: Step) -> Tensor:

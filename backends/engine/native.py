@@ -234,7 +234,7 @@ def rope_tables(
     if factors is not None:
         inverse = inverse / factors
     angles = np.arange(spec.context_tokens, dtype=np.float32)[:, None] * inverse.astype(np.float32)
-    return np.cos(angles), np.sin(angles)
+    return np.cos(angles) * np.float32(spec.rope_scale), np.sin(angles) * np.float32(spec.rope_scale)
 
 
 def _kv_bytes(spec: ModelSpec, blocks: int, block_tokens: int) -> int:

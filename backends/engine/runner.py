@@ -28,6 +28,7 @@ class ModelSpec:
     norm_eps: float
     rope_theta: float
     tied_head: bool
+    rope_scale: float = 1.0  # of cosines and sines; see rope.py
     attention_bias: bool = False
     qk_norm: bool = False
 

@@ -14,16 +14,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.engine import artifact, gguf_source, hf_folder
 from backends.engine.problems import CheckpointError
+from backends.engine.rope import Stretch, checked, factors_of
 from backends.engine.runner import ModelSpec
 from backends.engine.tokens import Tokenizer
 
@@ -70,14 +71,24 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk whose every needed tensor is known to be there with the right shape."""
+    """A model on disk whose every needed tensor is known to be there with the right shape.
+
+    `stretch` is what a release asks for beyond the file, so that the model reads longer texts than it was trained on;
+    `context_tokens` is what it is held to, 0 all that the model can.
+    """
 
     source: Source
+    stretch: Stretch | None = None
+    context_tokens: int = 0
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
-        """The model's shape."""
-        return self.source.spec
+        """The model's shape, with the context that it is given."""
+        spec, stretch = self.source.spec, self.stretch
+        if stretch is not None:
+            most = int(spec.context_tokens * stretch.factor)
+            spec = replace(spec, context_tokens=most, rope_scale=stretch.scale)
+        return replace(spec, context_tokens=self.context_tokens or spec.context_tokens)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -87,7 +98,21 @@ class Checkpoint:
     @property
     def rope_factors(self) -> NDArray[np.float32] | None:
         """Divisors of the rope frequencies, [head_dim / 2]; None when they are plain."""
-        return self.source.rope_factors
+        return self.source.rope_factors if self.stretch is None else factors_of(self.stretch, self.spec)
+
+    def stretched(self, kind: Literal["linear", "yarn"], factor: float) -> Checkpoint:
+        """Return the same model for a context `factor` times as long; CheckpointError when the file does so itself."""
+        spec, file = self.source.spec, self.source.files[0]
+        if self.source.rope_factors is not None:
+            raise CheckpointError(
+                f"{file}: it is stretched to {spec.context_tokens} tokens already; take rope_scaling out of the release"
+            )
+        stretch = Stretch(kind, factor, spec.context_tokens)
+        try:
+            checked(stretch, theta=spec.rope_theta)
+        except ValueError as exc:
+            raise CheckpointError(f"{file}: {exc}") from exc
+        return replace(self, stretch=stretch)
 
     def has(self, name: str) -> bool:
         """Say whether the checkpoint holds this tensor; biases and norms of Q and K are optional."""
@@ -106,8 +131,8 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Hex SHA-256 over the files' contents: equal digests mean equal KV for equal tokens."""
-        total = hashlib.sha256()
+        """Hex SHA-256 over the files' contents and the stretch: equal digests mean equal KV for equal tokens."""
+        total = hashlib.sha256(repr(self.stretch).encode() if self.stretch else b"")
         for path in self.source.files:
             with path.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())

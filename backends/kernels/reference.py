@@ -26,10 +26,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def rope_table(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of position · frequency, each [T, 1, head_dim / 2], ready for `rope`."""
+def rope_table(positions: Tensor, frequencies: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return scale · cos and scale · sin of position · frequency, each [T, 1, head_dim / 2], ready for `rope`."""
     angles = positions.float()[:, None, None] * frequencies
-    return angles.cos(), angles.sin()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""What a worker is told, and what becomes of its KV memory: blocks, and the longest sequence that is let in.
+
+Refuses to know files, runners and processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from backends.engine.problems import CheckpointError
+from backends.engine.runner import ModelSpec
+
+RunnerChoice = Literal["auto", "native", "torch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a worker is told on its standard input. `context_tokens` 0 is the model's own, `threads` 0 all cores."""
+
+    model: str
+    source: str
+    context_tokens: int = 0
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"
+    rope_factor: float = 1.0
+    runner: RunnerChoice = "auto"
+    max_batch: int
+    token_budget: int
+    block_tokens: int
+    kv_memory_bytes: int
+    max_waiting: int
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlan:
+    """How many blocks the cache has, and the longest sequence that is let in: one always fits whole."""
+
+    blocks: int
+    context_tokens: int
+
+
+def plan_kv(spec: ModelSpec, settings: Settings, *, token_bytes: int) -> KvPlan:
+    """Divide the KV memory into blocks; a context nobody asked for shrinks to what fits, one asked for must fit."""
+    block_bytes = settings.block_tokens * token_bytes
+    blocks = settings.kv_memory_bytes // block_bytes
+    wanted = settings.context_tokens or spec.context_tokens
+    if wanted > spec.context_tokens:
+        raise CheckpointError(f"{settings.model}: context = {wanted} is more than {_most(spec, settings)}")
+    if blocks < 2 or (settings.context_tokens and blocks * settings.block_tokens < wanted):
+        needed = -(-wanted // settings.block_tokens) * block_bytes
+        raise CheckpointError(
+            f"{settings.model}: kv_memory of {settings.kv_memory_bytes} bytes holds {blocks * settings.block_tokens} "
+            f"tokens, but a context of {wanted} needs {needed} bytes; raise [batching] kv_memory or lower context"
+        )
+    return KvPlan(blocks, min(wanted, blocks * settings.block_tokens))
+
+
+def _most(spec: ModelSpec, settings: Settings) -> str:
+    if settings.rope_scaling == "none":
+        return f"the model's own {spec.context_tokens}; lower it, or stretch the model with rope_scaling"
+    return f"the {spec.context_tokens} that a rope_scaling factor of {settings.rope_factor:g} gives; raise the factor"
