@@ -3,27 +3,30 @@
 .PHONY: help build serve test test-slow lint format types docs clean
 .DEFAULT_GOAL := help
 
-# Two stamps: serving needs the product, torch and the model; the tools of lint, types and test come only with `build`.
+# Three stamps: serving needs the product and the model, then what computes on this machine; the tools of lint, types
+# and test, and torch as the reference, come only with `build`.
 SERVE := .venv/.serve
+NATIVE := .venv/.native
 DEV := .venv/.dev
-PINS := pyproject.toml constraints.txt .ci/venv
-SOURCES := backends batching bench docs gateway sessioncache tests
+KERNELS := backends/kernels/build.py backends/kernels/cpu.cpp $(wildcard backends/kernels/cpu/*)
+PINS := pyproject.toml setup.py constraints.txt .ci/venv
+SOURCES := backends batching bench docs gateway sessioncache setup.py tests
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-build: $(DEV)  ## make .venv: the product, torch for the CPU, the embedded model, and the tools below
+build: $(DEV) $(NATIVE)  ## make .venv: the product, the embedded model, torch as the reference, and the tools below
 
-serve: $(SERVE)  ## start the gateway with gateway.toml and one CPU worker; Ctrl-C drains and stops it
+serve: $(NATIVE)  ## start the gateway with gateway.toml and one CPU worker; Ctrl-C drains and stops it
 	@exec .venv/bin/tidegate serve gateway.toml
 
-test: $(DEV)  ## run the tests, with coverage of everything that is free of torch (at least 85 %)
+test: $(DEV) $(NATIVE)  ## run the tests, with coverage of everything that is free of torch (at least 85 %)
 	@OMP_WAIT_POLICY=passive .venv/bin/pytest --cov --cov-fail-under=85 -m "not slow"
 
-test-slow: $(DEV)  ## run the fuzz, soak and browser tests
+test-slow: $(DEV) $(NATIVE)  ## run the fuzz, soak and browser tests
 	@.venv/bin/pytest -m slow
 
-lint: $(DEV)  ## check style, formatting, the layout of the code and the docs
+lint: $(DEV) $(NATIVE)  ## check style, formatting, the layout of the code and the docs
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/pytest -q --no-cov tests/test_layout.py tests/test_docs.py
@@ -38,7 +41,7 @@ types: $(DEV)  ## run mypy --strict
 docs: $(SERVE)  ## write the generated parts of the docs: files, metrics, command line
 	@.venv/bin/python docs/generate.py
 
-bench-%: $(DEV)  ## print one benchmark's table and write build/bench/NAME.json, e.g. make bench-baseline
+bench-%: $(DEV) $(NATIVE)  ## print one benchmark's table and write build/bench/NAME.json, e.g. make bench-baseline
 	@.venv/bin/python bench/$*.py
 
 clean:  ## remove .venv and build/
@@ -46,6 +49,9 @@ clean:  ## remove .venv and build/
 
 $(SERVE): $(PINS)
 	@.ci/venv serve
+
+$(NATIVE): $(SERVE) $(KERNELS)
+	@.ci/venv native
 
 $(DEV): $(SERVE)
 	@.ci/venv dev

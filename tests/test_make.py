@@ -18,7 +18,7 @@ OFFLINE = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/"
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """Give a folder with just the files that installing reads."""
-    for name in ("pyproject.toml", "constraints.txt", ".ci/venv"):
+    for name in ("pyproject.toml", "setup.py", "constraints.txt", ".ci/venv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path

@@ -1,6 +1,8 @@
 """What a user installs: the wheel's contents, and that it starts in a venv that has nothing of this repository."""
 
 import os
+import re
+import shutil
 import site
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from backends.kernels.build import compiler_missing
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -21,16 +25,28 @@ source = "echo"
 """
 
 
+LIBRARY = re.compile(r"backends/kernels/_build/tidegate-cpu-[0-9a-f]{16}\.so")
+
+
+def built(source: Path, out: Path, *without: str, **environment: str) -> Path:
+    """Build the wheel from a copy of what is committed to be shipped, without asking any index.
+
+    A library that `make build` has compiled comes along, as it would in a checkout.
+    """
+    for name in ("README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("backends", "batching", "gateway", "sessioncache", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", *without))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
+    subprocess.run(build, check=True, env=os.environ | {"PIP_NO_INDEX": "1"} | environment)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy of what is committed to be shipped, without asking any index."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("README.md", "LICENSE", "pyproject.toml", "backends", "batching", "gateway", "sessioncache", "tests"):
-        (source / name).symlink_to(ROOT / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
-    subprocess.run(build, check=True, env=os.environ | {"PIP_NO_INDEX": "1"})
-    (built,) = out.glob("*.whl")
-    return built
+    """Build the wheel as this machine can."""
+    return built(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +77,32 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Pa
 
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
-    assert shipped == ours
+    libraries = {name for name in shipped if LIBRARY.fullmatch(name)}
+    assert shipped - libraries == ours
+    assert len(libraries) == (compiler_missing() is None)
+
+
+@pytest.mark.skipif(compiler_missing() is not None, reason=str(compiler_missing()))
+def test_an_installed_worker_computes_natively(bin_folder: Path) -> None:
+    """The wheel's own library loads, far from the repository and its build folder."""
+    code = "from backends.kernels.cpu import library, native_missing; print(native_missing(), library()._name)"
+
+    run = subprocess.run([bin_folder / "python", "-P", "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.startswith("None ")
+    assert str(bin_folder.parent) in run.stdout
+
+
+def test_without_a_compiler_the_wheel_is_for_every_machine(tmp_path: Path) -> None:
+    """It holds no library, says so in its name, and is built all the same."""
+    source, out, nothing = (tmp_path / name for name in ("source", "out", "nothing"))
+    for folder in (source, out, nothing):
+        folder.mkdir()
+
+    wheel = built(source, out, "_build", PATH=str(nothing), CXX="")
+
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not any(LIBRARY.fullmatch(name) for name in zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_wheel_carries_its_licence(wheel: Path) -> None:

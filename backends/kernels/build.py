@@ -92,5 +92,15 @@ def _check(target: Path, command: list[str], process: subprocess.Popen[str]) -> 
         raise RuntimeError(f"{target.name} was not built; {' '.join(command)} said:\n{errors}")
 
 
+def main() -> int:
+    """Build, and say where the library lies or what is missing."""
+    try:
+        sys.stdout.write(f"{build()}\n")
+    except (OSError, RuntimeError) as exc:
+        sys.stderr.write(f"tidegate: the CPU library was not built: {exc}\n")
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    sys.stdout.write(f"{build()}\n")
+    sys.exit(main())
