@@ -90,6 +90,7 @@ class Call:
     i-th choice for the p-th prompt, and a seeded one draws from `seed + i`.
     `session` names the conversation it belongs to, within the tenant; None where only the prompt's beginning tells.
     `traceparent` (W3C) and `body`, the request as it was sent, are for external servers and never cross the local wire.
+    `dialect` is the API in which it was sent.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Call:
     tenant: str = "anonymous"
     session: str | None = None
     traceparent: str | None = None
+    dialect: Literal["", "chat", "completions", "responses", "messages"] = ""
     body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -157,7 +159,7 @@ class Delta:
     """A piece of an answer: `tokens` new tokens of sequence `index`, as text that ends on a whole character.
 
     The last delta of a sequence carries `finish`, with the `stop` string that ended it if one did; the last delta
-    of a call carries `usage`.
+    of a call carries `usage`, unless an external server does not tell it.
     A first delta without text may carry `usage` with the exact prompt counts.
     """
 
@@ -178,7 +180,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a replica can take: counts of calls, KV blocks, and the model window in tokens."""
+    """What a replica can take: counts of calls, KV blocks, and the model window in tokens.
+
+    A replica that is not ready is starting, unless it `is_down`: then nobody waits for it.
+    """
 
     ready: bool
     running: int = 0
@@ -187,6 +192,7 @@ class Health:
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     context_tokens: int = 0
+    is_down: bool = False
 
 
 class BackendError(Exception):

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from backends.api import BackendError, Call, Delta, Finish, Health, Usage
 from backends.stops import StopText
 
+CONTEXT_TOKENS = 1 << 20
 _WORD = re.compile(r"\s*\S+|\s+$")
 _DIRECTIVE = re.compile(r"echo:(error|overloaded|rejected|stall|repeat)(?:=([0-9]{1,6}))?\s*")
 
@@ -44,7 +45,7 @@ def script(text: str) -> Script:
 class EchoBackend:
     """Answers at once and keeps nothing between calls but their number."""
 
-    def __init__(self, model: str = "echo", *, context_tokens: int = 1 << 20) -> None:
+    def __init__(self, model: str = "echo", *, context_tokens: int = CONTEXT_TOKENS) -> None:
         self._model, self._context_tokens = model, context_tokens
         self._running = 0
 

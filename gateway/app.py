@@ -29,7 +29,7 @@ from gateway.rundir import TOKEN_FILE, admin_token, open_run_dir
 from gateway.settings import Config
 
 _LAST_WORDS_S = 2.0
-_ALARMING = {"worker.died", "worker.restarting", "worker.stderr"}
+_ALARMING = {"worker.died", "worker.restarting", "worker.stderr", "upstream.down"}
 
 
 class Gateway:
@@ -67,7 +67,7 @@ class Gateway:
         self._log.event("listening", level=self._news, address=str(self.address), admin=str(self.admin_address))
         await self._pool.start()
         for model, replica, health in await self._path.health():
-            if health.ready:  # the echo model is ready without a worker that would say so
+            if health.ready:  # the echo model is ready without anybody who would say so
                 self._console.ready(replica, model, self.address)
 
     async def drain(self) -> None:
@@ -92,7 +92,7 @@ class Gateway:
         self._log.event("stopped", level=self._news)
 
     def _pool_event(self, event: str, fields: dict[str, object]) -> None:
-        """Tell everybody who cares what has become of a worker."""
+        """Tell everybody who cares what has become of a replica."""
         replica, model = str(fields.get("replica", "")), str(fields.get("model", ""))
         match event:
             case "worker.loading":
@@ -100,7 +100,7 @@ class Gateway:
                 return
             case "worker.runner" if fields.get("reason"):
                 self._console.line(f"{replica}: computes in torch, several times slower: {fields['reason']}")
-            case "worker.ready":
+            case "worker.ready" | "upstream.ready":
                 self._console.ready(replica, model, self.address)
             case "worker.restarting":
                 self._metrics.worker_restarts.labels(model, replica).inc()

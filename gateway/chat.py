@@ -26,7 +26,7 @@ from gateway.readiness import Readiness
 from gateway.record import Record
 from gateway.refusal import Refusal, refusal_of
 from gateway.reply import Reply
-from gateway.routing import Models, Outstanding, ordered
+from gateway.routing import Models, Outstanding, are_down, ordered
 from gateway.settings import Model
 
 Attempt = Callable[[Replica], Awaitable[None]]
@@ -117,7 +117,7 @@ class RequestPath:
                     if reply.has_begun or not exc.retryable:
                         raise
                     failure = exc
-            if failure.kind == "overloaded" or not await self.readiness.rang(rings, within_s=_NOTICE_S):
+            if failure.kind != "unreachable" or not await self.readiness.rang(rings, within_s=_NOTICE_S):
                 break
         raise failure
 
@@ -129,6 +129,8 @@ class RequestPath:
             health = {replica.id: await replica.backend.health() for replica in replicas}
             if ready := ordered(replicas, model.name, health, self.outstanding):
                 return ready[:_TRIES_A_ROUND]
+            if are_down(replicas, model.name, health):
+                raise BackendError("unreachable", "the server behind the model cannot be reached")
             await self.readiness.changed(rings, deadline)
 
     async def _relay(self, replica: Replica, dialect: Dialect, call: Call, reply: Reply) -> None:

@@ -95,6 +95,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _backoff(config.worker)
     yield from _stretches(config)
     yield from _same_names(config)
+    yield from _sources(config)
     yield from _unknown_grants(config)
 
 
@@ -148,6 +149,28 @@ def _stretches(config: Config) -> Iterator[Problem]:
                     f'is {factor:g} while type is "{kind}"; write "linear" or "yarn" with a factor above 1, or neither',
                     reads=((*path, "type"), (*path, "factor")),
                 )
+
+
+def _sources(config: Config) -> Iterator[Problem]:
+    for i, model in enumerate(config.models):
+        for j, release in enumerate(model.releases):
+            yield from _source(release, ("models", i, "releases", j))
+
+
+def _source(release: Release, path: KeyPath) -> Iterator[Problem]:
+    """Tell what is neither ours nor another server's, and what is said of the one but belongs to the other."""
+    reads = tuple((*path, name) for name in ("source", "url"))
+    if bool(release.source) == bool(release.url):
+        what = "is missing" if not release.url else "is given beside url"
+        yield Problem(
+            (*path, "source"),
+            f"{what}; a release has either source, for weights that a worker here loads, or url, for another server",
+            reads=reads,
+        )
+    elif release.url and release.replicas != 1:
+        yield Problem((*path, "replicas"), "is for workers; write one release for each url", reads=reads)
+    elif release.source and (release.api_key or release.upstream_model or release.headers):
+        yield Problem(path, "has api_key, upstream_model or headers, which are for a url, and none", reads=reads)
 
 
 def _same_names(config: Config) -> Iterator[Problem]:

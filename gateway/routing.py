@@ -55,6 +55,11 @@ class Outstanding:
             self._sequences[replica_id] -= sequences
 
 
+def are_down(replicas: Iterable[Replica], model: str, health: Mapping[str, Health]) -> bool:
+    """Whether waiting for any replica of a model would be in vain."""
+    return all(health[replica.id].is_down for replica in replicas if replica.model == model)
+
+
 def ordered(
     replicas: Iterable[Replica], model: str, health: Mapping[str, Health], outstanding: Outstanding
 ) -> list[Replica]:

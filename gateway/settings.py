@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from gateway.fields import Doc, FilePath, Items, Key, Pattern, Range, Secret, Written
 from gateway.units import Address, duration_text, parse_address, parse_duration, parse_size, size_text
@@ -36,6 +37,19 @@ def _is_inside_package(text: str) -> bool:
     return all(part.isidentifier() for part in package.split(".")) and not {"", ".", ".."}.intersection(parts)
 
 
+def parse_url(text: str) -> str:
+    """Return a server's address as paths are appended to it; one without a path means the API's first version."""
+    if not text:
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("it does not begin with http:// or https:// and a host")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("it holds more than host, port and path; a key belongs into api_key")
+    _ = parts.port  # raises for one that is none
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
 _NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
 _DURATION = Written(
     parse_duration,
@@ -59,6 +73,7 @@ _SOURCE = Written(
     'or "echo" (a built-in backend that repeats what it is told)',
     r".+",
 )
+_URL = Written(parse_url, str, 'an address such as "http://127.0.0.1:9000/v1"', r"(https?://[^/?#@]+(/[^?#]*)?)?")
 _NAME = Pattern(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", "letters, digits and . _ : / @ -, at most 128 of them")
 _KEY_HASH = Pattern(
     r"sha256:[0-9a-f]{64}",
@@ -69,6 +84,7 @@ _GRANT = Pattern(rf"\*|{_NAME.regex}", 'the name or alias of a model, or "*" for
 _HOST = Pattern(
     r"[A-Za-z0-9_.:-]{1,253}|\[[0-9A-Fa-f:.]+\]", 'a host name as browsers send it, such as "chat.example.org"'
 )
+_HEADER = Pattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[ -~]*", 'a header as it is sent, such as "x-team: search"')
 _TOKEN = Pattern(r"[!-~]*", "visible ASCII characters without spaces")
 
 Duration = Annotated[float, _DURATION]
@@ -172,10 +188,10 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A version of a model: where its weights come from and how many workers run it."""
+    """A version of a model: where its weights come from and how many workers run it, or which server does."""
 
     name: Annotated[Name, Doc("Name of the version, unique within its model.")] = "stable"
-    source: Annotated[str, _SOURCE, FilePath(unless=r"echo|package:.*"), Doc("Where the weights come from.")]
+    source: Annotated[str, _SOURCE, FilePath(unless=r"|echo|package:.*"), Doc("Where the weights come from.")] = ""
     replicas: Annotated[int, Range(1, 64), Doc("Worker processes that serve it.")] = 1
     context_tokens: Annotated[
         int,
@@ -183,6 +199,24 @@ class Release:
         Range(0, 1 << 20),
         Doc("Longest prompt and answer together, in tokens; 0 is the model's own."),
     ] = 0
+    url: Annotated[str, _URL, Doc("Address of a server that runs it, instead of source.")] = ""
+    dialect: Annotated[Literal["openai", "anthropic"], Doc("API that the server at url speaks.")] = "openai"
+    upstream_model: Annotated[str, Doc("The server's name for the model; empty is the model's own.")] = ""
+    api_key: Annotated[str, Secret(), _TOKEN, Doc("Key that the server wants; empty sends none.")] = field(
+        default="", repr=False
+    )
+    headers: Annotated[tuple[Annotated[str, Secret(), _HEADER], ...], Doc("Headers that the server wants besides.")] = (
+        field(default=(), repr=False)
+    )
+    connect_timeout_s: Annotated[
+        Duration, Range(0.01, 300), Doc("Longest time until the server takes a connection.")
+    ] = 5
+    first_byte_timeout_s: Annotated[
+        Duration, Range(0.01, 86400), Doc("Longest time until the server begins to answer, its reading of the prompt.")
+    ] = 300
+    idle_timeout_s: Annotated[
+        Duration, Range(0.01, 86400), Doc("Longest silence of the server in the middle of an answer.")
+    ] = 60
     rope_scaling: RopeScaling = RopeScaling()
 
 

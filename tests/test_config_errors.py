@@ -143,6 +143,34 @@ def test_an_error_says_where_what_and_what_to_do(refused: Refused, text: str, pr
 
 
 @pytest.mark.parametrize(
+    "url", ["127.0.0.1:9000", "ftp://h/v1", "http://", "http://k:p@h/v1", "http://h/v1?k=1", "http://h:x"]
+)
+def test_a_url_of_another_form_is_refused(refused: Refused, url: str) -> None:
+    """A server's address is checked before anything is started; a key in it is refused."""
+    (found,) = refused("", model=MODEL.replace('source = "echo"', f'url = "{url}"'))
+
+    assert found.startswith('gateway.toml:4: models[0].releases[0].url is "')
+
+
+@pytest.mark.parametrize(
+    ("release", "problem"),
+    [
+        ("", "gateway.toml:3: models[0].releases[0].source is missing; a release has either source"),
+        ('url = "http://h"\nsource = "echo"', "gateway.toml:5: models[0].releases[0].source is given beside url"),
+        ('url = "http://h"\nreplicas = 2', "gateway.toml:5: models[0].releases[0].replicas is for workers"),
+        ('source = "echo"\napi_key = "k"', "gateway.toml:3: models[0].releases[0] has api_key"),
+        ('url = "http://h"\nheaders = ["a b: c"]', "gateway.toml:5: models[0].releases[0].headers[0] is a text (not"),
+        ('url = "http://h"\napi_key = "a b"', "gateway.toml:5: models[0].releases[0].api_key is a text (not"),
+    ],
+)
+def test_a_release_is_either_ours_or_another_server_s(refused: Refused, release: str, problem: str) -> None:
+    """What is said of a worker and of a server at once contradicts itself; secrets are not shown."""
+    (found,) = refused("", model=MODEL.replace('source = "echo"', release))
+
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
     "source", ["", "https://example.org/m.gguf", "package:", "package:llm", "package:a-b/c", "package:a/../c"]
 )
 def test_a_source_of_another_form_is_refused(refused: Refused, source: str) -> None:

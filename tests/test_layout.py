@@ -19,12 +19,13 @@ ALL_PYTHON = sorted(
     [*FILES, *(path for folder in ("tests", "bench", "docs") for path in (ROOT / folder).rglob("*.py"))]
 )
 
+CLIENT_HALF = ("backends.api", "backends.echo", "backends.frames", "backends.http", "backends.local")
 # What a package may import of ours beside itself; a name allows what is below it too.
 MAY_IMPORT = {
     "batching": (),
     "sessioncache": (),
     "backends": ("batching",),
-    "gateway": ("backends.api", "backends.echo", "backends.frames", "backends.local", "batching.queue"),
+    "gateway": (*CLIENT_HALF, "batching.queue"),
 }
 # The subcommands import these when they run, never at the top of the file.
 MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",)}

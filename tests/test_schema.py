@@ -61,7 +61,7 @@ def test_the_shipped_file_shows_every_key_with_its_true_default() -> None:
         assert "#" in comment, where
         if each.is_required:
             assert "No default" in comment, where
-        else:
+        elif "No default" not in comment:  # of two keys that stand in for each other, one is given
             assert value == toml_value(each.kind, each.default), where
 
 
@@ -106,7 +106,7 @@ def test_the_schema_accepts_the_shipped_file() -> None:
         ("[server]\nrequest_timeout = '30'\n", "'30' does not match"),
         ("[log]\nlevel = 'loud'\n", "'loud' does not match"),
         ("[[tenants]]\nname = 't'\nkeys = ['raw']\n", "'raw' does not match"),
-        (MODEL.replace("source", "context"), "'source' is a required property"),
+        (MODEL.replace('name = "m"', ""), "'name' is a required property"),
     ],
 )
 def test_the_schema_rejects_a_mistake(text: str, problem: str) -> None:

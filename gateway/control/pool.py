@@ -1,4 +1,4 @@
-"""The workers of all local releases: each kept running, restarted with growing pauses when it dies, ended with us.
+"""The replicas of all releases: workers kept running and started again when they die, other servers watched.
 
 Refuses to know calls, models' insides and who listens to its events.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from secrets import SystemRandom
 
 from backends.api import Backend, BackendError, Replica
+from backends.echo import CONTEXT_TOKENS as ECHO_CONTEXT
 from backends.echo import EchoBackend
+from backends.http import HttpBackend, Server
 from backends.local import LocalBackend
 from gateway.config import Config, Model, Release, WorkerSettings
 from gateway.control import process
@@ -113,22 +115,18 @@ class Keeper:
 
 
 class Pool:
-    """All replicas of this gateway that need no network: workers, and echoes, which need no process."""
+    """All replicas of this gateway: workers, other servers, and echoes, which need neither."""
 
     def __init__(self, config: Config, run_dir: Path, events: Events) -> None:
+        self._config, self._run_dir, self._events = config, run_dir, events
         self._keepers: list[Keeper] = []
+        self._servers: list[HttpBackend] = []
         self._keeping: asyncio.Task[None] | None = None
-        replicas: list[Replica] = []
-        for replica_id, model, release in slots(config):
-            backend: Backend = EchoBackend(model.name)
-            if release.source != "echo":
-                path = run_dir / "workers" / f"{len(self._keepers)}.sock"
-                told = worker_settings(config, model, release)
-                keeper = Keeper(replica_id, path, told, config.worker, events)
-                self._keepers.append(keeper)
-                backend = keeper.backend
-            replicas.append(Replica(replica_id, model.name, release.name, backend))
-        self.replicas: Sequence[Replica] = replicas
+        self._watching: asyncio.Task[None] | None = None
+        self.replicas: Sequence[Replica] = [
+            Replica(replica_id, model.name, release.name, self._backend(replica_id, model, release))
+            for replica_id, model, release in slots(config)
+        ]
 
     async def start(self) -> None:
         """Bind all sockets and spawn all workers; does not wait until they are ready. OSError when a socket fails."""
@@ -138,7 +136,8 @@ class Pool:
         except OSError:
             self._close_sockets()
             raise
-        self._keeping = asyncio.create_task(self._keep())
+        self._keeping = asyncio.create_task(_together(keeper.keep() for keeper in self._keepers))
+        self._watching = asyncio.create_task(_together(server.watch() for server in self._servers))
 
     async def drain(self, timeout_s: float) -> None:
         """Let every worker answer what it has and end; return when all have, or the time is over."""
@@ -149,19 +148,40 @@ class Pool:
 
     async def close(self) -> None:
         """End all workers, by force if need be, and remove their sockets. Calling it twice is fine."""
-        if self._keeping is not None:
+        if self._keeping is not None and self._watching is not None:
             self._keeping.cancel()
-            await asyncio.wait({self._keeping})
+            self._watching.cancel()
+            await asyncio.wait({self._keeping, self._watching})
+        for server in self._servers:
+            await server.close()
         self._close_sockets()
 
-    async def _keep(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for keeper in self._keepers:
-                tasks.create_task(keeper.keep())
+    def _backend(self, replica_id: str, model: Model, release: Release) -> Backend:
+        if release.url:
+            labels = {"replica": replica_id, "model": model.name}
+            server = HttpBackend(
+                upstream(model, release),
+                lambda state, reason: self._events(f"upstream.{state}", {"reason": reason, **labels}),
+            )
+            self._servers.append(server)
+            return server
+        if release.source == "echo":
+            return EchoBackend(model.name, context_tokens=release.context_tokens or ECHO_CONTEXT)
+        path = self._run_dir / "workers" / f"{len(self._keepers)}.sock"
+        told = worker_settings(self._config, model, release)
+        keeper = Keeper(replica_id, path, told, self._config.worker, self._events)
+        self._keepers.append(keeper)
+        return keeper.backend
 
     def _close_sockets(self) -> None:
         for keeper in self._keepers:
             keeper.close()
+
+
+async def _together(lives: Iterable[Coroutine[None, None, None]]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for life in lives:
+            tasks.create_task(life)
 
 
 def slots(config: Config) -> Iterator[tuple[str, Model, Release]]:
@@ -170,6 +190,22 @@ def slots(config: Config) -> Iterator[tuple[str, Model, Release]]:
         for release in model.releases:
             for number in range(release.replicas):
                 yield f"{model.name}/{release.name}/{number}", model, release
+
+
+def upstream(model: Model, release: Release) -> Server:
+    """Say where the server of a release is and how it is spoken to."""
+    named = (header.partition(":") for header in release.headers)
+    return Server(
+        url=release.url,
+        model=release.upstream_model or model.name,
+        dialect=release.dialect,
+        api_key=release.api_key,
+        headers=tuple((name.lower(), value.strip()) for name, _, value in named),
+        context_tokens=release.context_tokens,
+        connect_timeout_s=release.connect_timeout_s,
+        first_byte_timeout_s=release.first_byte_timeout_s,
+        idle_timeout_s=release.idle_timeout_s,
+    )
 
 
 def worker_settings(config: Config, model: Model, release: Release) -> dict[str, object]:

@@ -90,6 +90,7 @@ def _question(fields: Fields, call_id: str, tenant: str) -> Call:
         parallel_tool_calls=tools.parallel,
         response_format=messages_format(fields),
         tenant=tenant,
+        dialect="messages",
         body=fields.values,
     )
 

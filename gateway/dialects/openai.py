@@ -42,6 +42,7 @@ class Chat:
         tools = chat_tools(fields)
         call = replace(
             _call(fields, call_id, tenant),
+            dialect="chat",
             messages=messages,
             max_tokens=max_tokens,
             logprobs=_chat_logprobs(fields),
@@ -72,7 +73,7 @@ class Completions:
         max_tokens = _token_limit(fields, "max_tokens") or _COMPLETION_TOKENS
         logprobs = fields.integer("logprobs", None, low=0, high=20)
         call = replace(_call(fields, call_id, tenant), prompts=_prompts(fields), max_tokens=max_tokens)
-        return _consistent(replace(call, logprobs=logprobs))
+        return _consistent(replace(call, logprobs=logprobs, dialect="completions"))
 
     def answer(self, call: Call, *, now: float) -> Answer:
         """Prepare the chunks or the body of a text completion."""

@@ -55,6 +55,7 @@ class Responses:
             parallel_tool_calls=tools.parallel,
             response_format=responses_format(fields),
             tenant=tenant,
+            dialect="responses",
             body=fields.values,
         )
 
