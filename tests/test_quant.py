@@ -163,25 +163,12 @@ def test_gptq_is_read_as_its_definition_says(bits: int, symmetric: bool) -> None
     scales = rng.random((2, 32)).astype(np.float16)
     parts = {"qweight": _packed_words(codes, bits), "qzeros": _packed_words(zeros.T, bits).T, "scales": scales}
 
-    ours = dequantize(from_gptq(parts, PackedLayout(bits, 128, symmetric)))
+    ours = dequantize(from_gptq(parts, PackedLayout(bits, 128)))
 
     wide = scales.astype(np.float32).repeat(128, axis=0)
     theirs = wide * (codes - zeros.repeat(128, axis=0) - 1)
     allowed = 0 if symmetric else wide * (zeros.repeat(128, axis=0) + 1) * 2**-11
     assert (np.abs(ours.T - theirs) <= allowed).all()
-
-
-def test_gptq_with_act_order_is_refused() -> None:
-    """A group scattered over K is no group of ours; the error says what to do instead."""
-    parts = {
-        "qweight": np.zeros((16, 8), np.int32),
-        "qzeros": np.zeros((1, 1), np.int32),
-        "scales": np.ones((1, 8), np.float16),
-        "g_idx": np.arange(128)[::-1] // 64,
-    }
-
-    with pytest.raises(QuantError, match="tidegate quantize"):
-        from_gptq(parts, PackedLayout(4, 128, symmetric=True))
 
 
 def test_awq_is_read_as_its_definition_says() -> None:
@@ -197,7 +184,7 @@ def test_awq_is_read_as_its_definition_says() -> None:
 
     parts = {"qweight": pack(codes), "qzeros": pack(zeros), "scales": scales}
 
-    ours = dequantize(from_awq(parts, PackedLayout(4, 128, symmetric=False)))
+    ours = dequantize(from_awq(parts, PackedLayout(4, 128, zero_shift=0)))
 
     wide = scales.astype(np.float32)
     assert (np.abs(ours.T - wide * (codes - zeros)) <= wide * zeros * 2**-11).all()

@@ -8,14 +8,16 @@ Q4_K, Q5_K           -> 4, 5 bits, groups of 32, asymmetric: the codes are kept;
                         and an fp16 number, here that product rounded to fp16, so each header is off by up to 2^-11
 Q6_K                 -> 8 bits, groups of 32, symmetric: its groups of 16 do not fit, so it is rounded again, at an RMS
                         error below 1/128 of a group's largest weight
-GPTQ, AWQ symmetric  -> their bits and group, symmetric: exact
-GPTQ, AWQ with zeros -> their bits and group, asymmetric: scale * zero is rounded to fp16, 2^-11 of the minimum
+GPTQ, AWQ symmetric  -> their bits (2 and 3 as 4) and group (larger ones as several of 128), symmetric: exact
+GPTQ, AWQ with zeros -> the same, asymmetric: scale * zero is rounded to fp16, 2^-11 of the minimum
+GPTQ with act-order  -> 8 bits, groups of 32, symmetric: its groups are scattered over K, so it is rounded again
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import gguf
 import numpy as np
@@ -46,23 +48,29 @@ def from_gguf(raw: Bytes, kind: str, shape: tuple[int, int]) -> QuantTensor:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """What a `quantization_config` says about int32-packed matrices: zeros are stored minus `zero_shift`."""
+    """What a `quantization_config` says about int32-packed matrices: zeros are stored minus `zero_shift`.
 
-    bits: Bits
-    group: Group
-    symmetric: bool
+    `group` is how many columns share a scale; -1 is all of them.
+    """
+
+    bits: int
+    group: int
     zero_shift: int = 1
 
 
 def from_gptq(parts: Mapping[str, NDArray[np.generic]], layout: PackedLayout) -> QuantTensor:
     """Read `qweight` [K*bits/32, N], `qzeros`, `scales` [groups, N] and, if there, `g_idx` [K] of one linear layer."""
     codes = _bit_stream(parts["qweight"].astype(np.int32).T, layout.bits)
-    rows, columns = codes.shape
     order = parts.get("g_idx")
-    if order is not None and not np.array_equal(order, np.arange(columns) // layout.group):
-        raise QuantError("GPTQ with act-order scatters a group over K (g_idx): run `tidegate quantize` on the original")
+    codes = codes if order is None else codes[:, : len(order)]
+    rows, columns = codes.shape
     zeros = _bit_stream(parts["qzeros"].astype(np.int32), layout.bits).T[:rows] + np.int32(layout.zero_shift)
-    return _with_zeros(codes, zeros, parts["scales"].T, layout)
+    scales = parts["scales"].T.astype(np.float32)
+    if order is not None and not np.array_equal(
+        order, np.arange(columns) // (columns if layout.group == -1 else layout.group)
+    ):
+        return _scattered(codes, zeros, scales, order.astype(np.int64))
+    return _with_zeros(codes, zeros, scales, layout)
 
 
 def from_awq(parts: Mapping[str, NDArray[np.generic]], layout: PackedLayout) -> QuantTensor:
@@ -71,19 +79,40 @@ def from_awq(parts: Mapping[str, NDArray[np.generic]], layout: PackedLayout) -> 
         raise QuantError(f"AWQ packs 4 bits, not {layout.bits}")
     codes = _awq_columns(parts["qweight"].astype(np.int32)).T
     zeros = _awq_columns(parts["qzeros"].astype(np.int32)).T.astype(np.int32)
-    return _with_zeros(codes, zeros, parts["scales"].T, layout)
+    return _with_zeros(codes, zeros, parts["scales"].T.astype(np.float32), layout)
 
 
-def _with_zeros(codes: Codes, zeros: Words, scales: NDArray[np.generic], layout: PackedLayout) -> QuantTensor:
+def _with_zeros(codes: Codes, zeros: Words, scales: Floats, layout: PackedLayout) -> QuantTensor:
     """Turn w = scale * (code - zero) into our form: symmetric where every zero is the middle, else a minimum."""
-    halves: Halves = np.ascontiguousarray(scales, dtype=np.float16)
-    if halves.shape != zeros.shape:
-        raise QuantError(f"scales {halves.shape} and zeros {zeros.shape} do not belong together")
-    middle = 1 << (layout.bits - 1)
-    if bool((zeros == middle).all()):
-        return QuantTensor(Scheme(layout.bits, layout.group, symmetric=True), np.ascontiguousarray(codes), halves, None)
-    minimums = (-halves.astype(np.float32) * zeros).astype(np.float16)
-    return QuantTensor(Scheme(layout.bits, layout.group), np.ascontiguousarray(codes), halves, minimums)
+    if scales.shape != zeros.shape:
+        raise QuantError(f"scales {scales.shape} and zeros {zeros.shape} do not belong together")
+    bits: Bits = 8 if layout.bits == 8 else 4
+    group, times = _groups_of_ours(layout.group, codes.shape[1])
+    symmetric = bool((zeros == 1 << (layout.bits - 1)).all())
+    scheme = Scheme(bits, group, symmetric)
+    if symmetric:
+        codes = codes + np.uint8(scheme.middle - (1 << (layout.bits - 1)))
+
+    def ours(header: Floats) -> Halves:
+        return np.repeat(header.astype(np.float16), times, axis=1)[:, : scheme.groups(codes.shape[1])]
+
+    return QuantTensor(scheme, np.ascontiguousarray(codes), ours(scales), None if symmetric else ours(-scales * zeros))
+
+
+def _groups_of_ours(stored: int, columns: int) -> tuple[Group, int]:
+    """Give the group that holds theirs exactly, and how many of ours one of theirs is."""
+    if stored in (32, 64, 128):
+        return cast("Group", stored), 1
+    if stored == -1 or (stored > 0 and stored % 128 == 0):
+        return 128, (columns + 127 if stored == -1 else stored) // 128
+    raise QuantError(f"a group of {stored} columns is not read; -1, 32, 64 and multiples of 128 are")
+
+
+def _scattered(codes: Codes, zeros: Words, scales: Floats, order: NDArray[np.int64]) -> QuantTensor:
+    """Round again what no groups of neighbours hold; `order` [K] names each column's group."""
+    if order.min() < 0 or order.max() >= scales.shape[1]:
+        raise QuantError(f"g_idx names group {order.max()} of {scales.shape[1]}")
+    return quantize(scales[:, order] * (codes - zeros[:, order]).astype(np.float32), Scheme(8, 32, symmetric=True))
 
 
 def _bit_stream(words: Words, bits: int) -> Codes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ LAYER = {
 class HfFolder:
     """See `weights.Source`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, widths: Mapping[str, int] = safetensors_file.WIDTHS) -> None:
         self.folder = folder
         self.config = read_json(folder / "config.json")
         parts = _parts(folder)
         self.files = (folder / "config.json", *parts)
-        self.tensors = {name: tensor for part in parts for name, tensor in safetensors_file.read(part).items()}
+        self.tensors = {name: tensor for part in parts for name, tensor in safetensors_file.read(part, widths).items()}
         self._stretch = self._read_stretch()
         self.spec = self._read_spec()
         self.rope_factors = factors_of(self._stretch, self.spec)
@@ -46,16 +47,16 @@ class HfFolder:
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """See `weights.Source`."""
-        tensor = self.tensors.get(_stored_name(name))
+        tensor = self.tensors.get(stored_name(name))
         return tensor.shape if tensor else None
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """See `weights.Source`."""
-        return self.tensors[_stored_name(name)].as_float32()
+        return self.tensors[stored_name(name)].as_float32()
 
     def raw(self, name: str) -> tuple[str, NDArray[np.uint8]]:
         """See `weights.Source`."""
-        tensor = self.tensors[_stored_name(name)]
+        tensor = self.tensors[stored_name(name)]
         return tensor.type, tensor.bytes.reshape(math.prod(tensor.shape[:-1]), -1)
 
     def _read_spec(self) -> ModelSpec:
@@ -77,7 +78,7 @@ class HfFolder:
             norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
             rope_theta=self._theta(),
             rope_scale=self._stretch.scale if self._stretch else 1.0,
-            tied_head="lm_head.weight" not in self.tensors,
+            tied_head=not any(name.startswith("lm_head.") for name in self.tensors),
             attention_bias="model.layers.0.self_attn.q_proj.bias" in self.tensors,
             qk_norm="model.layers.0.self_attn.q_norm.weight" in self.tensors,
         )
@@ -86,7 +87,7 @@ class HfFolder:
         """Refuse what would compute wrong answers in silence."""
         if self.config.get("hidden_act", "silu") != "silu":
             raise self._problem(f"hidden_act {self.config['hidden_act']!r} is not supported; silu is")
-        for key in ("use_sliding_window", "mlp_bias", "quantization_config"):
+        for key in ("use_sliding_window", "mlp_bias"):
             if self.config.get(key):
                 raise self._problem(f"{key} is set, which is not supported")
 
@@ -160,7 +161,8 @@ def _parts(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def _stored_name(name: str) -> str:
+def stored_name(name: str) -> str:
+    """Turn a canonical name into the one that Hugging Face's files have."""
     part, _, end = name.rpartition(".")
     if part in TOP:
         return f"{TOP[part]}.{end}"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from backends.engine.artifact import QuantFolder
 from backends.engine.grids import GRIDS, from_gguf
+from backends.engine.packed_folder import PackedFolder
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, QuantTensor, Scheme, quantize
 from backends.engine.runner import ModelSpec
@@ -50,8 +51,8 @@ class Quantised:
 
     def _matrix(self, name: str) -> QuantTensor:
         source = self.checkpoint.source
-        if isinstance(source, QuantFolder):
-            return source.matrix(name)
+        if isinstance(source, QuantFolder | PackedFolder) and (found := source.matrix(name)) is not None:
+            return found
         kind, raw = source.raw(name)
         shape = source.shape(name)
         if kind in GRIDS and shape is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from backends.engine.problems import CheckpointError
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-BYTES = {"U8": 1}  # packed weights, which only those who ask for them can read
+BYTES, WORDS = {"U8": 1}, {"I32": 4}  # packed weights, which only those who ask for them can read
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,17 @@ class StoredTensor:
     type: str
     bytes: NDArray[np.uint8]
 
+    @property
+    def values(self) -> NDArray[np.generic]:
+        """The values as they are stored, still mapped; a bf16 as its sixteen bits."""
+        dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I32": "<i4", "U8": "u1", "BF16": "<u2"}[self.type]
+        return self.bytes.view(dtype).reshape(self.shape)
+
     def as_float32(self) -> NDArray[np.float32]:
         """Return the values; a bf16 is the upper half of a float32."""
         if self.type == "BF16":
-            wide = self.bytes.view("<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(self.shape)
-        dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[self.type]
-        return self.bytes.view(dtype).astype(np.float32).reshape(self.shape)
+            return (self.values.astype(np.uint32) << 16).view(np.float32)
+        return self.values.astype(np.float32)
 
 
 def read(path: Path, widths: Mapping[str, int] = WIDTHS) -> dict[str, StoredTensor]:

@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.engine import artifact, gguf_source, hf_folder
+from backends.engine import artifact, gguf_source, packed_folder
 from backends.engine.problems import CheckpointError
 from backends.engine.rope import Stretch, checked, factors_of
 from backends.engine.runner import ModelSpec
@@ -145,7 +145,7 @@ def open_checkpoint(source: str) -> Checkpoint:
     if (path / artifact.DESCRIPTION).is_file():
         opened: Source = artifact.QuantFolder(path)
     elif path.is_dir():
-        opened = hf_folder.HfFolder(path)
+        opened = packed_folder.open_folder(path)
     elif path.is_file():
         opened = gguf_source.GgufSource(path)
     else:
