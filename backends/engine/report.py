@@ -31,11 +31,12 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A named point of the plot."""
+    """A named point of the plot; what was not made by the search is drawn hollow."""
 
     name: str
     share: float
     accuracy: float
+    is_ours: bool = True
 
 
 def classes_table(rounded: Mapping[str, QuantTensor]) -> Table:
@@ -126,7 +127,8 @@ class _Frame:
         x, y = self.x(marker.share), self.y(marker.accuracy)
         anchor, shift = ("end", -8) if x > 560 else ("start", 8)
         name = f'<text x="{x + shift:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{marker.name}</text>'
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#111827"/>{name}'
+        fill = "#111827" if marker.is_ours else "white"
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="#111827"/>{name}'
 
 
 def _frame(curve: Sequence[tuple[float, float]], markers: Sequence[Marker], wanted: Marker) -> _Frame:

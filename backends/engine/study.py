@@ -66,7 +66,8 @@ def round_units(learnt: Study, schemes: Mapping[str, Scheme], work: Work, progre
 def candidate(model: Dense, rounded: Mapping[str, QuantTensor], activations: Activations) -> Dense:
     """Return the model with rounded units in the place of its own."""
     matrices = {unit: torch.from_numpy(dequantize(tensor)) for unit, tensor in rounded.items()}
-    return model.with_matrices(matrices, activations)
+    groups = {unit: tensor.scheme.group for unit, tensor in rounded.items()}
+    return model.with_matrices(matrices, groups if activations == "int8" else {})
 
 
 def split(tensor: QuantTensor, rows: Sequence[int]) -> Iterator[QuantTensor]:
