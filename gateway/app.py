@@ -17,6 +17,7 @@ from gateway.auth import open_tenants
 from gateway.chat import RequestPath
 from gateway.console import Console
 from gateway.control.pool import Pool
+from gateway.cors import Cors
 from gateway.deadlines import Deadlines
 from gateway.guard import Guard
 from gateway.http1 import Port
@@ -45,6 +46,7 @@ class Gateway:
         self._pool = Pool(config, run_dir, self._pool_event)
         self._path = path = RequestPath(
             max_body_bytes=server.max_body_bytes,
+            ping_interval_s=server.ping_interval_s,
             deadlines=self._deadlines,
             tenants=open_tenants(config),
             models=Models(config.models),
@@ -54,7 +56,8 @@ class Gateway:
             log=log,
         )
         release = version("tidegate")
-        self._data = DataPort(path, Guard(server.listen, server.allowed_hosts), version=release)
+        cors = Cors(server.cors_origins)
+        self._data = DataPort(path, Guard(server.listen, server.allowed_hosts, cors=cors), cors=cors, version=release)
         admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, release)
         self._data_port, self._admin_port = Port(self._data.answer), Port(admin.answer)
         self.address, self.admin_address = server.listen, server.admin_listen

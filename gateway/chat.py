@@ -9,7 +9,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -41,6 +41,7 @@ class RequestPath:
     """What every call passes through."""
 
     max_body_bytes: int
+    ping_interval_s: float
     deadlines: Deadlines
     tenants: Tenants
     models: Models
@@ -54,7 +55,9 @@ class RequestPath:
         """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
         async with self._opened(exchange, dialect) as (record, reply):
             call, model = await self._read(exchange, dialect, record)
-            await self._answer(model, reply, record, lambda replica: self._relay(replica, dialect, call, reply))
+            pinging = reply.pinging(call, dialect, every_s=self.ping_interval_s) if call.stream else nullcontext()
+            async with pinging:
+                await self._answer(model, reply, record, lambda replica: self._relay(replica, dialect, call, reply))
 
     async def ask(self, question: Question, exchange: Exchange) -> None:
         """Answer what a replica knows at once, without computing anything for it."""

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from gateway.cors import NO_PAGE, Cors
 from gateway.refusal import Refusal
 from gateway.units import Address
 
@@ -20,7 +21,8 @@ _SETTING = "add it to allowed_hosts under [server] in gateway.toml if it is your
 class Guard:
     """The host names that a port answers to."""
 
-    def __init__(self, listen: Address, allowed_hosts: Iterable[str]) -> None:
+    def __init__(self, listen: Address, allowed_hosts: Iterable[str], *, cors: Cors = NO_PAGE) -> None:
+        self._cors = cors
         self._hosts = frozenset(map(_host_name, (*_LOOPBACK, listen.host, *allowed_hosts)))
         # Behind a wildcard the machine's own addresses are not known here; an address cannot be rebound like a name.
         self._takes_addresses = not listen.is_loopback
@@ -33,7 +35,7 @@ class Guard:
                 403, "host_not_allowed", f"this server does not answer to the host {host[:253]!r}; {_SETTING}"
             )
         origin = headers.get("origin")
-        if origin is not None and _origin_host(origin) not in self._hosts:
+        if origin is not None and _origin_host(origin) not in self._hosts and not self._cors.allows(headers):
             raise Refusal(403, "origin_not_allowed", f"pages of {origin[:253]!r} may not call this server; {_SETTING}")
 
     def _is_ours(self, host: str) -> bool:

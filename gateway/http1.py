@@ -10,7 +10,9 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+import orjson
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from gateway.exchange import Exchange
 from gateway.refusal import Refusal
@@ -110,13 +112,41 @@ def _too_large(limit: int) -> Refusal:
     )
 
 
+class _Connection(RequestHandler):
+    """A connection that refuses in JSON what is no HTTP, as no path was ever read that would tell an API."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer and close."""
+        super().handle_error(request, status, exc, message)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        told = "the request is not valid HTTP" if status < 500 else "the gateway failed; its log says why"
+        body = {"type": "error", "error": {"message": told, "type": kind, "param": None, "code": "invalid_http"}}
+        response = web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    """Makes such connections."""
+
+    def __call__(self) -> _Connection:
+        """Take one more."""
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
 class Port:
     """A listening address whose every request is given to `answer`, in a task that is cancelled if the client goes."""
 
     def __init__(self, answer: Callable[[Exchange], Awaitable[None]]) -> None:
         self._answer = answer
         # aiohttp cancels in its test server only, unless told; and it would unpack bombs.
-        server = web.Server(self._serve, handler_cancellation=True, access_log=None, auto_decompress=False)
+        server = _Server(self._serve, handler_cancellation=True, access_log=None, auto_decompress=False)
         self._runner = web.ServerRunner(server, shutdown_timeout=_LAST_WORDS_S, handle_signals=False)
         self._open = 0
         self._is_idle = asyncio.Event()

@@ -1,16 +1,18 @@
 """The answer to one call on its way to the client: streamed or whole, complete or broken off with a reason.
 
-Refuses to know where deltas come from. Nothing is sent before the first delta that says something, so that until
-then the call may be tried elsewhere; a broken answer never ends like a whole one.
+Refuses to know where deltas come from. Nothing but pings is sent before the first delta that says something, so that
+until then the call may be tried elsewhere; a broken answer never ends like a whole one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from backends.api import BackendError, Call, Delta
-from gateway.dialects import Answer, Endpoint
+from gateway.dialects import Answer, Dialect, Endpoint
 from gateway.exchange import Exchange, id_headers, respond
 from gateway.metrics import Metrics
 from gateway.record import Record
@@ -26,15 +28,31 @@ _STREAM_HEADERS = {
 
 
 class Reply:
-    """One exchange's answer; `try_for` begins an attempt, `refuse` says no at any time."""
+    """One exchange's answer; `try_for` begins an attempt, `refuse` says no at any time.
+
+    `has_begun` says whether anything of the answer itself was sent; the head may have left before, with a ping.
+    """
 
     def __init__(self, endpoint: Endpoint, exchange: Exchange, record: Record, metrics: Metrics) -> None:
         self._endpoint, self._exchange, self._record, self._metrics = endpoint, exchange, record, metrics
-        self._answer: Answer  # set by try_for()
+        self._answer: Answer  # set by pinging() and try_for()
         self._is_streamed = False
         self._deltas: list[Delta] = []
         self._unfinished: set[int] = set()
+        self._opening = asyncio.Lock()
+        self._is_open = False
         self.has_begun = False
+
+    @asynccontextmanager
+    async def pinging(self, call: Call, dialect: Dialect, *, every_s: float) -> AsyncIterator[None]:
+        """Say in every silence while the block runs that the stream goes on, as a long prefill looks like death."""
+        self._answer = dialect.answer(call, now=time.time())  # who says why, should no attempt ever begin
+        pinger = asyncio.create_task(self._ping(dialect.ping, every_s))
+        try:
+            yield
+        finally:
+            pinger.cancel()
+            await asyncio.wait({pinger})
 
     def try_for(self, call: Call, answer: Answer) -> None:
         """Forget an attempt that failed before anything was sent, and begin another."""
@@ -76,14 +94,30 @@ class Reply:
         self._record.status, self._record.code = refusal.status, refusal.code
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
-                await (self._break_off(refusal) if self.has_begun else self._decline(refusal))
+                await (self._break_off(refusal) if self._is_open else self._decline(refusal))
         except (TimeoutError, ConnectionResetError):
             return  # the client doesn't read or has gone; the exchange breaks off, as it was not ended
 
     async def _begin(self, delta: Delta) -> None:
         self.has_begun = True
-        await self._exchange.start(200, _STREAM_HEADERS | id_headers(self._record.request_id))
+        await self._open()
         await self._exchange.write(self._answer.begin(self._record.usage) + self._answer.chunk(delta))
+
+    async def _open(self) -> None:
+        """Send the head of a stream, once; who comes second waits until it has left."""
+        async with self._opening:
+            if not self._is_open:
+                self._is_open = True
+                await self._exchange.start(200, _STREAM_HEADERS | id_headers(self._record.request_id))
+
+    async def _ping(self, ping: bytes, every_s: float) -> None:
+        seen = self._record.last
+        with suppress(ConnectionResetError):  # the client has gone, and the exchange's own task hears of it
+            while True:
+                await asyncio.sleep(every_s)
+                if seen == (seen := self._record.last):
+                    await self._open()
+                    await self._exchange.write(ping)
 
     async def _break_off(self, refusal: Refusal) -> None:
         await self._exchange.write(self._answer.error(refusal, self._record.request_id))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.chat import RequestPath
+from gateway.cors import Cors
 from gateway.dialects import Dialect, anthropic, openai
 from gateway.dialects.anthropic import Messages
 from gateway.dialects.openai import Chat, Completions
@@ -36,8 +37,8 @@ class Route:
 class DataPort:
     """The API and its health, each path with and without /v1; `is_draining` refuses new calls."""
 
-    def __init__(self, path: RequestPath, guard: Guard, *, version: str) -> None:
-        self._path, self._guard, self._version = path, guard, version
+    def __init__(self, path: RequestPath, guard: Guard, *, cors: Cors, version: str) -> None:
+        self._path, self._guard, self._cors, self._version = path, guard, cors, version
         self._created = int(time.time())
         self._responses = Responses(MemoryResponses())
         self.is_draining = False
@@ -61,7 +62,9 @@ class DataPort:
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer whatever is asked, each API's paths in its own shape."""
-        await guarded(exchange, self._guard, self._answering, saying_no=saying_no(exchange))
+        if await self._cors.answer_preflight(exchange):
+            return
+        await guarded(self._cors.shared(exchange), self._guard, self._answering, saying_no=saying_no(exchange))
 
     def _answering(self, exchange: Exchange) -> Answering:
         """Find what answers the path by the method, or refuse (404, 405)."""

@@ -85,6 +85,10 @@ _HOST = Pattern(
     r"[A-Za-z0-9_.:-]{1,253}|\[[0-9A-Fa-f:.]+\]", 'a host name as browsers send it, such as "chat.example.org"'
 )
 _HEADER = Pattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[ -~]*", 'a header as it is sent, such as "x-team: search"')
+_ORIGIN = Pattern(
+    r"\*|https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
+    'an origin as browsers send it, in lower case, such as "https://chat.example.org", or "*" for every page',
+)
 _TOKEN = Pattern(r"[!-~]*", "visible ASCII characters without spaces")
 
 Duration = Annotated[float, _DURATION]
@@ -109,10 +113,17 @@ class Server:
         tuple[Annotated[str, _HOST], ...],
         Doc("Host names that callers may use besides loopback names and the listen address."),
     ] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, _ORIGIN], ...],
+        Doc('Origins of web pages that may call the API from a browser; "*" is every page.'),
+    ] = ()
     max_body_bytes: Annotated[Size, Range(1 << 10, _LARGEST_BODY), Doc("Largest request body.")] = 32 * _MIB
     request_timeout_s: Annotated[
         Duration, Range(1, 86400), Doc("Longest time one call may take, waiting included.")
     ] = 600
+    ping_interval_s: Annotated[
+        Duration, Range(0.001, 3600), Doc("How long a streamed answer may be silent before it says that it goes on.")
+    ] = 10
     drain_timeout_s: Annotated[Duration, Range(0, 3600), Doc("How long running calls may finish when stopping.")] = 30
     run_dir: Annotated[
         str,

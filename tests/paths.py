@@ -123,7 +123,12 @@ class Bench:
     """A request path over scripted replicas of one model, and what it logged."""
 
     def __init__(
-        self, *backends: Scripted, limit_s: float = 60, tenants: Sequence[TenantSettings] = (), most: int = 9
+        self,
+        *backends: Scripted,
+        limit_s: float = 60,
+        tenants: Sequence[TenantSettings] = (),
+        most: int = 9,
+        ping_interval_s: float = 60,
     ) -> None:
         config = Config(
             models=(Model(name="m", aliases=("also",), releases=(Release(source="echo"),)),), tenants=tuple(tenants)
@@ -132,6 +137,7 @@ class Bench:
         self.lines = io.StringIO()
         self.path = RequestPath(
             max_body_bytes=1 << 20,
+            ping_interval_s=ping_interval_s,
             deadlines=Deadlines(limit_s),
             tenants=open_tenants(config),
             models=Models(config.models),

@@ -171,6 +171,20 @@ def test_a_body_that_cannot_be_read_is_the_client_s_fault(served_echo: Served, s
         assert until(raw, b"\r\n\r\n").split()[1] == status
 
 
+def test_what_is_no_http_is_refused_in_json(served_echo: Served) -> None:
+    """A request line that makes no sense gets an error that OpenAI's and Anthropic's clients can read."""
+    with connected(served_echo) as raw:
+        raw.sendall(b"GET /v1/mod\x00els HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = until(raw, b"}}")
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])
+
+    assert (told["type"], told["error"]["type"], told["error"]["code"]) == (
+        "error",
+        "invalid_request_error",
+        "invalid_http",
+    )
+
+
 def test_a_client_may_ask_before_it_sends(served_echo: Served) -> None:
     """Expect: 100-continue is answered before the body is waited for."""
     content = body("waited")

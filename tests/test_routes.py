@@ -66,6 +66,18 @@ def ask(
         return response.status, dict(response.headers), json.loads(content) if content else {}
 
 
+def events_of(served: Served, path: str, body: object, **headers: str) -> bytes:
+    """Send a request with tenant one's key; return the stream as it came."""
+    parts = urlsplit(served.url)
+    named = {"x-api-key": "one"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)) as connection:
+        connection.request("POST", path, json.dumps(body), named)
+        response = connection.getresponse()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert "content-encoding" not in response.headers
+        return response.read()
+
+
 def test_a_message_is_answered(anthropic_sdk: anthropic.Anthropic) -> None:
     """Anthropic's client gets its message, with usage and the request's id."""
     message = anthropic_sdk.messages.create(model="echo", max_tokens=9, messages=said("hello there"))
@@ -251,6 +263,67 @@ def test_a_broken_message_raises(anthropic_sdk: anthropic.Anthropic) -> None:
         anthropic_sdk.messages.stream(model="echo", max_tokens=9, messages=said("echo:error=2 a b c")) as stream,
     ):
         stream.until_done()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_only_the_body_says_whether_to_stream(served: Served, path: str) -> None:
+    """What a client accepts, or would unpack, changes nothing: JSON stays JSON, events stay events, uncompressed."""
+    asked = {"model": "echo", "max_tokens": 9, "messages": said("hi"), "input": "hi"}
+    _, whole, _ = ask(served, "POST", path, asked, accept="text/event-stream", accept_encoding="gzip, br")
+    events = events_of(served, path, asked | {"stream": True}, accept="application/json", accept_encoding="gzip, br")
+
+    assert (whole["content-type"], whole.get("content-encoding")) == ("application/json", None)
+    assert events.startswith((b"data: ", b"event: "))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"])
+def test_what_nobody_knows_is_accepted(served: Served, path: str) -> None:
+    """Fields that clients send beyond what is published, and headers that are no numbers, disturb nobody."""
+    asked = {"model": "echo", "max_tokens": 9, "input": "hi", "messages": said("hi")}
+    asked |= {"prompt": "hi"} if path.endswith("/completions") else {}
+    unknown = {"store": True, "stop": None, "ignore_eos": True, "continuous_usage_stats": True, "prompt_cache_key": "k"}
+    headers = {"x_stainless_retry_count": "NOT_GIVEN", "x_stainless_timeout": "never", "anthropic_beta": "a-2099,b"}
+
+    status, _, _ = ask(served, "POST", path, asked | unknown, anthropic_version="2026-10-21", **headers)
+
+    assert status == 200
+
+
+def test_a_model_answers_to_the_names_that_clients_insist_on(tmp_path: Path) -> None:
+    """Aliases let clients with built-in model names in; the answer has the name that was asked for."""
+    models = ECHO.replace('"gpt-4o-mini"', '"gpt-4o-mini", "claude-haiku-4-5"')
+    with serving(tmp_path, models=models) as served:
+        with anthropic.Anthropic(base_url=served.url, api_key="-") as anthropic_sdk:
+            message = anthropic_sdk.messages.create(model="claude-haiku-4-5", max_tokens=9, messages=said("hi"))
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-") as openai_sdk:
+            completion = openai_sdk.chat.completions.create(model="gpt-4o-mini", messages=said("hi"))
+
+    assert (message.model, completion.model) == ("claude-haiku-4-5", "gpt-4o-mini")
+
+
+def test_no_page_may_call_unless_it_is_configured(served: Served) -> None:
+    """By default a page's preflight is refused, and an answer gives no page permission to read it."""
+    page = {"origin": "https://chat.example.org"}
+
+    assert ask(served, "OPTIONS", "/v1/models", access_control_request_method="GET", **page)[0] == 403
+    assert "access-control-allow-origin" not in ask(served, "GET", "/v1/models", origin="http://localhost:3000")[1]
+
+
+@pytest.mark.parametrize("origins", ['["https://chat.example.org"]', '["*"]'])
+def test_a_configured_page_may_call(tmp_path: Path, origins: str) -> None:
+    """cors_origins lets a page ask first, call, read the answer, and read refusals too; without a key it is nobody."""
+    page = {"origin": "https://chat.example.org"}
+    asked_first = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
+    with serving(tmp_path, server=f"cors_origins = {origins}", rest=TENANTS) as served:
+        preflight = ask(served, "OPTIONS", "/v1/chat/completions", x_api_key="", **asked_first, **page)
+        answers = [ask(served, "GET", "/v1/models", x_api_key=key, **page) for key in ("one", "")]
+        other = ask(served, "GET", "/v1/models", origin="https://evil.example")[1]
+
+    assert (preflight[0], preflight[1]["access-control-allow-headers"]) == (204, "authorization")
+    assert [status for status, _, _ in answers] == [200, 401]
+    for headers in (preflight[1], *(headers for _, headers, _ in answers)):
+        assert (headers["access-control-allow-origin"], headers["vary"]) == (page["origin"], "origin")
+    assert ("access-control-allow-origin" in other) == (origins == '["*"]')
 
 
 def test_version_and_health_need_no_key(served: Served) -> None:

@@ -52,7 +52,9 @@ class Endpoint(Protocol):
 
 
 class Dialect(Endpoint, Protocol):
-    """An endpoint whose calls a model answers."""
+    """An endpoint whose calls a model answers; `ping` says in a stream, at any time, that the answer goes on."""
+
+    ping: bytes
 
     def answer(self, call: Call, *, now: float) -> Answer:
         """Prepare the answer to `call`, dated `now` in seconds since 1970."""

@@ -13,7 +13,7 @@ import orjson
 
 from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer
-from gateway.dialects.anthropic_answers import MessageAnswer, error_body
+from gateway.dialects.anthropic_answers import PING, MessageAnswer, error_body
 from gateway.dialects.fields import Fields, as_json, as_text, parse_object, quoted, refusal
 from gateway.dialects.tools import messages_format, messages_tools
 from gateway.dialects.turns import joined
@@ -30,6 +30,8 @@ _OVERLOADED = 529  # what Anthropic answers where others say 503; its SDKs back 
 
 class Messages:
     """`POST /v1/messages`."""
+
+    ping = PING
 
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
         """Read a request for a message."""

@@ -32,7 +32,7 @@ _STOP_REASONS: Mapping[Finish, str] = {
     "tool_calls": "tool_use",
     "content_filter": "refusal",
 }
-_PING = event("ping", b'{"type":"ping"}')
+PING = event("ping", b'{"type":"ping"}')
 _MESSAGE_STOP = event("message_stop", b'{"type":"message_stop"}')
 
 
@@ -56,7 +56,7 @@ class MessageAnswer:
     def begin(self, usage: Usage | None) -> bytes:
         """Say that a message starts, and the prompt's counts if they are known."""
         body = {**self._head, "content": [], **_stopped(None), "usage": _usage_body(usage or Usage(0, 0))}
-        return _event("message_start", message=body) + _PING
+        return _event("message_start", message=body) + PING
 
     def chunk(self, delta: Delta) -> bytes:
         """Say text and tool calls, each in a block of its kind; the end of the sequence closes the open block."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import orjson
 
+COMMENT = b": going on\n\n"  # every reader of server-sent events skips a line that begins with a colon
 MARK = "\x00text"  # stands for the text while its surroundings are encoded
 
 

@@ -11,6 +11,7 @@ import orjson
 
 from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer
+from gateway.dialects.events import COMMENT
 from gateway.dialects.fields import Fields, as_integer, as_text, parse_object, quoted, refusal
 from gateway.dialects.openai_answers import ChatAnswer, CompletionAnswer, error_body
 from gateway.dialects.tools import chat_format, chat_tools
@@ -29,6 +30,8 @@ _COMPLETION_TOKENS = 16  # what OpenAI answers when a completion names no limit
 
 class Chat:
     """`POST /v1/chat/completions`."""
+
+    ping = COMMENT
 
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
         """Read a chat request."""
@@ -63,6 +66,8 @@ class Chat:
 
 class Completions:
     """`POST /v1/completions`."""
+
+    ping = COMMENT
 
     def parse(self, body: bytes, *, call_id: str, tenant: str) -> Call:
         """Read a completion request."""

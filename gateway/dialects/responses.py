@@ -12,6 +12,7 @@ import orjson
 
 from backends.api import Call, Message, Role, Sampling, ToolCall
 from gateway.dialects import Answer, openai
+from gateway.dialects.events import COMMENT
 from gateway.dialects.fields import Fields, as_json, as_text, parse_object, quoted, refusal
 from gateway.dialects.response_ids import owner_of
 from gateway.dialects.responses_answers import ResponseAnswer
@@ -31,6 +32,8 @@ _INTEGER_MAX = (1 << 31) - 1
 
 class Responses:
     """`POST /v1/responses`, and the responses kept from it."""
+
+    ping = COMMENT
 
     def __init__(self, stored: StoredResponses) -> None:
         self._stored = stored
