@@ -27,7 +27,7 @@ from backends import frames
 from backends.api import BackendError, Call, Delta
 from backends.engine import Engine, Event, Prepared
 from backends.engine.loading import Choice, load
-from backends.engine.planning import Settings
+from backends.engine.planning import Settings, settings_of
 from backends.engine.thread import EngineThread
 
 Made = TypeVar("Made")
@@ -327,7 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="backends.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the listening unix socket, inherited from the pool")
     fd = parser.parse_args().fd
-    settings = Settings(**orjson.loads(sys.stdin.buffer.readline()))
+    settings = settings_of(orjson.loads(sys.stdin.buffer.readline()))
 
     async def serve() -> int:
         return await Worker(settings).run(socket.socket(fileno=fd))

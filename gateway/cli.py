@@ -1,4 +1,4 @@
-"""The command line: `tidegate serve | check | quantize | keys hash | --version`.
+"""The command line: `tidegate serve | check | plan | quantize | keys hash | --version`.
 
 Refuses to know how anything is done; a subcommand imports what it runs when it runs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="subcommands", metavar="SUBCOMMAND", dest="command")
     _add_config(commands.add_parser("serve", help="start the gateway and its workers; Ctrl-C drains and stops them"))
     _add_config(commands.add_parser("check", help="say everything that is wrong with a configuration; exits 2 if so"))
+    _add_config(
+        commands.add_parser("plan", help="say what the workers need of this machine's memory; exits 1 if too much")
+    )
     _add_quantize(commands.add_parser("quantize", help="make a model small without making it worse than asked"))
     keys = commands.add_parser("keys", help="work with API keys").add_subparsers(
         title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True
@@ -41,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = root.parse_args(arguments)
     if options.version:
         return _version()
-    match options.command:
-        case "serve":
-            return _serve(options.config)
-        case "check":
-            return _check(options.config)
-        case "quantize":
-            return _quantize(options)
-        case "keys":
-            return _hash_key()
+    commands: dict[str, Callable[[], int]] = {
+        "serve": lambda: _serve(options.config),
+        "check": lambda: _check(options.config),
+        "plan": lambda: _plan(options.config),
+        "quantize": lambda: _quantize(options),
+        "keys": _hash_key,
+    }
+    if options.command in commands:
+        return commands[options.command]()
     root.print_help()
     return 2
 
@@ -119,6 +122,23 @@ def _serve(file: str) -> int:
         _complain(f"cannot start: {exc.strerror if isinstance(exc, OSError) and exc.strerror else exc}")
         return 1
     return 0
+
+
+def _plan(file: str) -> int:
+    config = _load(file)
+    if config is None:
+        return 2
+    from backends.engine.footprint import Asked, tell  # noqa: PLC0415 - numpy has no place in a gateway
+    from backends.engine.planning import settings_of  # noqa: PLC0415
+    from gateway.control.pool import worker_settings  # noqa: PLC0415
+
+    asked = [
+        Asked(f"{model.name}/{release.name}", release.replicas, settings_of(worker_settings(config, model, release)))
+        for model in config.models
+        for release in model.releases
+        if release.source not in {"", "echo"}  # another server's memory is not ours
+    ]
+    return 0 if tell(asked, _say) else 1
 
 
 def _quantize(options: argparse.Namespace) -> int:

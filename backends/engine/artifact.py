@@ -72,6 +72,10 @@ class QuantFolder:
             return f"panels:{self._schemes[name][0]}", stored.bytes.reshape(stored.shape)
         return stored.type, stored.bytes.reshape(stored.shape[0], -1)
 
+    def scheme(self, name: str) -> Scheme:
+        """Say how a matrix was rounded."""
+        return self._schemes[name][0]
+
     def matrix(self, name: str) -> QuantTensor:
         """Return a matrix as it was rounded."""
         scheme, shape = self._schemes[name]

@@ -96,6 +96,11 @@ class NativeRunner:
         """Bytes of packed weights in memory; a tied matrix counts once because it is stored once."""
         return self._arena.used
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV cache; pages are taken as blocks are first written."""
+        return self._kv.nbytes
+
     def close(self) -> None:
         """Stop the threads and free the library's memory; calling it twice is fine."""
         engine, self._engine = self._engine, None

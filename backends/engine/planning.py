@@ -5,8 +5,9 @@ Refuses to know files, runners and processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from backends.engine.problems import CheckpointError
 from backends.engine.runner import ModelSpec
@@ -30,6 +31,11 @@ class Settings:
     kv_memory_bytes: int
     max_waiting: int
     threads: int = 0
+
+
+def settings_of(told: Mapping[str, Any]) -> Settings:
+    """Read what the pool tells a worker."""
+    return Settings(**told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,22 @@ class Quantised:
         except QuantError as exc:
             raise CheckpointError(f"{self.checkpoint.source.files[0]}: {name}: {exc}") from exc
 
+    def scheme(self, name: str) -> Scheme:
+        """Say how the matrix `name` will be held, from its first row."""
+        source = self.checkpoint.source
+        if isinstance(source, QuantFolder):
+            return source.scheme(name)
+        if isinstance(source, PackedFolder) and (found := source.matrix(name)) is not None:
+            return found.scheme  # only its zeros tell whether it is symmetric
+        kind, raw = source.raw(name)
+        shape = source.shape(name)
+        if kind not in GRIDS or shape is None:
+            return ROUNDED
+        try:
+            return from_gguf(raw[:1], kind, (1, shape[1])).scheme
+        except QuantError as exc:
+            raise CheckpointError(f"{source.files[0]}: {name}: {exc}") from exc
+
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return the norm or bias `name`."""
         return self.checkpoint.tensor(name)
