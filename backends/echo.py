@@ -4,6 +4,8 @@ A message can ask for trouble by a first word, so that clients and the gateway i
 `echo:error` fails before the first token and `echo:error=3` after three; `echo:overloaded` and `echo:rejected` refuse;
 `echo:stall=3` says three words and then nothing until the call is cancelled; `echo:repeat=100` says the rest 100 times.
 
+Where a tool must be called, it calls it: the message is its arguments if it is a JSON object, else their `text`.
+
 Refuses to know time and randomness.
 """
 
@@ -15,7 +17,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from backends.api import BackendError, Call, Delta, Finish, Health, Usage
+import orjson
+
+from backends.api import BackendError, Call, Delta, Finish, Health, ToolCallDelta, Usage
 from backends.stops import StopText
 
 CONTEXT_TOKENS = 1 << 20
@@ -79,14 +83,16 @@ class EchoBackend:
         counts = Usage(sum(_prompt_words(call)), 0)
         if counts.prompt_tokens >= self._context_tokens:
             raise _too_long(call, counts.prompt_tokens, self._context_tokens)
+        tool = _forced_tool(call)
         scripts = [
-            (script(prompt), index) for index, prompt in enumerate(p for p in prompts for _ in range(call.choices))
+            (script(prompt if tool is None else _arguments(prompt)), index)
+            for index, prompt in enumerate(p for p in prompts for _ in range(call.choices))
         ]
         _refuse(scripts[0][0])
         yield Delta(usage=counts)
         spoken = 0
         for lines, index in scripts:
-            for delta in _speak(call, lines, index):
+            for delta in _speak(call, lines, index) if tool is None else _call_tool(call, lines, index, tool):
                 spoken += delta.tokens
                 is_last = delta.finish is not None and index == len(scripts) - 1
                 await asyncio.sleep(0)  # a turn for everybody else: a long echo must not starve the loop
@@ -113,6 +119,27 @@ def _speak(call: Call, lines: Script, index: int) -> Iterator[Delta]:
     if lines.trouble != "stall":
         finish: Finish = "stop" if allowed == len(lines.words) else "length"
         yield Delta(index, stops.flush(), 0, finish)
+
+
+def _call_tool(call: Call, lines: Script, index: int, name: str) -> Iterator[Delta]:
+    """Say the script as the arguments of a tool."""
+    yield Delta(index, tool_calls=(ToolCallDelta(0, f"call_{call.id}_{index}", name),))
+    for delta in _speak(call, lines, index):
+        pieces = (ToolCallDelta(0, arguments=delta.text),) if delta.text else ()
+        yield replace(
+            delta, text="", tool_calls=pieces, finish="tool_calls" if delta.finish == "stop" else delta.finish
+        )
+
+
+def _forced_tool(call: Call) -> str | None:
+    return (call.tool_choice.name or call.tools[0].name) if call.tool_choice.mode == "required" else None
+
+
+def _arguments(text: str) -> str:
+    """Write a message as the arguments of a tool; a directive stays in front."""
+    directive = match[0] if (match := _DIRECTIVE.match(text)) else ""
+    rest = text[len(directive) :]
+    return directive + (rest if rest.startswith("{") else orjson.dumps({"text": rest}).decode())
 
 
 def _refuse(lines: Script) -> None:

@@ -18,7 +18,8 @@ NOT_FOUND = "upstream_not_found"  # the code of an error: there is nothing at th
 _OVERLOADED = (429, 503, 529)
 _OPERATORS = (401, 402, 403, 404, 405, 407)
 _TOO_LONG = re.compile(
-    r"maximum context length|prompt is too long|exceeds? .{0,40}context|context.{0,9} exceeded", re.IGNORECASE
+    r"maximum context length|prompt is too long|model's context is|exceeds? .{0,40}context|context.{0,9} exceeded",
+    re.IGNORECASE,
 )
 _BUSY = re.compile(r"overloaded|rate_limit|capacity")
 
