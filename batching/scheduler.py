@@ -13,6 +13,7 @@ Refuses to know tensors, text and what a call is. Pure: reads no clock, waits fo
 
 from __future__ import annotations
 
+from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
@@ -42,7 +43,7 @@ class Sequence:
     prompt_tokens: int = field(init=False)
     computed: int = 0
     cached: int | None = None
-    table: list[int] = field(default_factory=list)
+    table: array[int] = field(default_factory=lambda: array("i"))
     chain: list[bytes] = field(default_factory=list)
     published: int = 0
     is_held: bool = False
@@ -58,7 +59,7 @@ class Sequence:
         return bool(self.table) and not self.is_done and len(self.tokens) == self.prompt_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that takes three times as long to make, once a token
 class Chunk:
     """`count` tokens of a sequence from `start` on; `is_last` when the next token can be sampled after it."""
 
@@ -139,21 +140,25 @@ class Scheduler:
 
     def advance(self, plan: Plan) -> None:
         """Note that the planned step was computed, and let its full blocks be found."""
+        size = self.blocks.block_tokens
         for chunk in plan.chunks:
             sequence = chunk.sequence
             if not sequence.is_done:
                 sequence.computed = chunk.start + chunk.count
-                self._publish(sequence)
+                if sequence.computed // size > sequence.published:
+                    self._publish(sequence)
 
     def _plan_running(self, plan: Plan) -> tuple[int, int]:
         """Plan for who has a place, by age; return the places and the budget that are left."""
         active = [s for s in self.running if not s.is_held][: self.limits.max_batch]
         decodes = sum(s.computed + 1 == len(s.tokens) for s in active)
         budget, for_prompts = self.limits.token_budget, max(0, self.limits.token_budget - decodes)
+        size = self.blocks.block_tokens
         for sequence in active:
             pending = len(sequence.tokens) - sequence.computed
             count = min(pending, budget if pending == 1 else for_prompts)
-            if count and sequence.table and self._make_room(sequence, count):
+            has_room = sequence.computed + count <= len(sequence.table) * size
+            if count and sequence.table and (has_room or self._make_room(sequence, count)):
                 self._add(plan, sequence, count)
                 budget -= count
                 for_prompts -= count if pending > 1 else 0
@@ -191,7 +196,7 @@ class Scheduler:
         self.waiting.leave(sequence)
         insort(self.running, sequence, key=lambda s: s.arrival)
         self.blocks.hold(ids)
-        sequence.table, sequence.published = ids, len(ids)
+        sequence.table, sequence.published = array("i", ids), len(ids)
         sequence.computed = len(ids) * self.blocks.block_tokens
         if self._is_whole(sequence, ids):
             self._copy_last(sequence, plan)
@@ -241,16 +246,15 @@ class Scheduler:
 
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.table)
-        sequence.table, sequence.computed, sequence.published = [], 0, 0
+        sequence.table, sequence.computed, sequence.published = array("i"), 0, 0
 
     def _publish(self, sequence: Sequence) -> None:
         """Let the blocks be found that the last step filled."""
         full = sequence.computed // self.blocks.block_tokens
-        if full > sequence.published:
-            self._extend_chain(sequence)
-            for index in range(sequence.published, full):
-                self.blocks.publish(sequence.table[index], sequence.chain[index])
-            sequence.published = full
+        self._extend_chain(sequence)
+        for index in range(sequence.published, full):
+            self.blocks.publish(sequence.table[index], sequence.chain[index])
+        sequence.published = full
 
     def _extend_chain(self, sequence: Sequence) -> None:
         """Name the full blocks of the tokens that have come since."""

@@ -148,10 +148,11 @@ def test_on_hold_nothing_is_computed_and_resuming_loses_nothing() -> None:
     assert heard.text("call") == answer(toy_call()).text("call")
 
 
-def test_a_call_without_finite_logits_fails_alone() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_call_without_finite_logits_fails_alone(temperature: float) -> None:
     """The others of its batch are answered, and nobody shares its blocks later."""
     engine = toy_engine()
-    poisoned = Call("bad", "toy", prompts=((POISON, *range(12)),))
+    poisoned = Call("bad", "toy", prompts=((POISON, *range(12)),), sampling=Sampling(temperature=temperature))
     start(engine, toy_call(call_id="good"), poisoned)
 
     heard = finish(engine)

@@ -12,7 +12,8 @@ from backends.api import BackendError, Call, Delta, Message, ResponseFormat, Sam
 from backends.engine import Engine
 from backends.engine.answer import told
 from backends.engine.forms import tool_call_id
-from backends.engine.loading import Settings, load
+from backends.engine.loading import load
+from backends.engine.planning import Settings
 from tests.conftest import SMOLLM2
 from tests.toy_model import answer, finish, start, toy_call, toy_engine
 
@@ -127,15 +128,13 @@ def engine() -> Engine:
     settings = Settings(
         model="smollm2",
         source=SMOLLM2,
-        context_tokens=0,
         max_batch=8,
         token_budget=256,
         block_tokens=16,
         kv_memory_bytes=256 << 20,
         max_waiting=64,
-        threads=2,
     )
-    return load(settings, lambda _what, _fraction: None)
+    return load(settings, lambda _what, _fraction: None, lambda _choice: None)
 
 
 def ask(engine: Engine, **settings: object) -> list[Delta]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backends.api import BackendError, Call, Delta, Message, Sampling
 from backends.engine import Engine
-from backends.engine.runner import Batch, ModelSpec
+from backends.engine.runner import Batch, ModelSpec, best_of
 from backends.engine.toolcalls import HERMES
 from batching.scheduler import Limits
 
@@ -31,7 +31,7 @@ class ToyRunner:
         self.is_out_of_order = False
         self.widest = 0
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, best: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Write the step's tokens, then read each sampled sequence back."""
         if self.is_out_of_order:
             raise RuntimeError("out of order")
@@ -46,7 +46,14 @@ class ToyRunner:
         for row in batch.sampled:
             s = int(np.searchsorted(batch.starts, row, side="right")) - 1
             logits.append(self._logits(self._kv[batch.blocks[s]].ravel()[: batch.positions[row] + 1]))
-        return np.array(logits, np.float32).reshape(-1, VOCABULARY)
+        rows = np.array(logits, np.float32).reshape(-1, VOCABULARY)
+        if best is not None:
+            best[:] = best_of(rows)
+        return rows
+
+    def greedy(self, batch: Batch) -> NDArray[np.int32]:
+        """Return the likeliest token of each sampled sequence."""
+        return best_of(self.forward(batch))
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block."""

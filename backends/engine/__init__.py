@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from secrets import randbits
 
 import numpy as np
@@ -52,6 +52,22 @@ class Stats:
     computed_tokens: int = 0
     sampled_tokens: int = 0
     preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a step says about the next tokens: the likeliest of each row, and all logits where a row wants them."""
+
+    best: list[int]
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def choose(self, row: int, answer: Answer) -> Choice:
+        """Choose the next token of an answer; ArithmeticError when the model computed nonsense."""
+        if self.best[row] < 0:
+            raise ArithmeticError("the model computed no finite logits")
+        if answer.sampler is None:
+            return Choice(self.best[row])
+        return answer.sampler.choose(self.logits[row], len(answer.sequence.tokens))
 
 
 class Engine:
@@ -135,8 +151,8 @@ class Engine:
     def step(self, now: float) -> list[Event]:
         """Compute one step; return what it brought for which call."""
         plan = self._scheduler.plan()
-        logits = self._compute(plan)
-        chosen, failed = self._choose(plan, logits)
+        scores = self._compute(plan)
+        chosen, failed = self._choose(plan, scores)
         self._scheduler.advance(plan)
         told = self._take(chosen, now)
         self._count(plan, len(chosen))
@@ -151,33 +167,31 @@ class Engine:
         self._count(Plan([], []), 0)
         return [(call_id, BackendError("broken", message)) for call_id in running]
 
-    def _compute(self, plan: Plan) -> NDArray[np.float32]:
+    def _compute(self, plan: Plan) -> Scores:
         for source, target in plan.copies:
             self._runner.copy_block(source, target)
         if not plan.chunks:
-            return np.empty((0, self._runner.spec.vocabulary), np.float32)
-        return self._runner.forward(batch_of(plan.chunks))
+            return Scores([])
+        batch = batch_of(plan.chunks)
+        if all(self._answers[chunk.sequence].sampler is None for chunk in plan.chunks):
+            return Scores(self._runner.greedy(batch).tolist())
+        best = np.empty(len(batch.sampled), np.int32)
+        logits = self._runner.forward(batch, best)
+        return Scores(best.tolist(), logits)
 
-    def _choose(self, plan: Plan, logits: NDArray[np.float32]) -> tuple[list[tuple[Answer, Choice]], list[Event]]:
+    def _choose(self, plan: Plan, scores: Scores) -> tuple[list[tuple[Answer, Choice]], list[Event]]:
         """Sample the next tokens; a call whose row cannot be sampled ends with an error, and only that call."""
         chosen: list[tuple[Answer, Choice]] = []
         failed: list[Event] = []
-        best = logits.argmax(axis=1)  # the first NaN of a row, if it has one
-        is_sound = np.isfinite(logits[np.arange(len(best)), best])
-        for row, chunk in enumerate(c for c in plan.chunks if c.is_last):
+        for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.is_last]):
             if (answer := self._answers.get(chunk.sequence)) is None:
                 continue  # another answer of the same call failed in this step
-            if not is_sound[row]:
-                failed.append(self._fail(answer, "the model computed no finite logits for this call"))
-            elif answer.sampler is None:
-                chosen.append((answer, Choice(int(best[row]))))
-            else:
-                try:
-                    chosen.append((answer, answer.sampler.choose(logits[row], len(chunk.sequence.tokens))))
-                except Exception as exc:  # noqa: BLE001 - whatever a call's own settings cause ends that call alone
-                    failed.append(self._fail(answer, f"sampling failed: {exc!r}"))
+            try:
+                chosen.append((answer, scores.choose(row, answer)))
+            except Exception as exc:  # noqa: BLE001 - whatever a call's own settings cause ends that call alone
+                failed.append(self._fail(answer, f"no token could be chosen for this call: {exc}"))
         ended = {call_id for call_id, _ in failed}
-        return [(a, choice) for a, choice in chosen if a.answering.call.id not in ended], failed
+        return [(a, choice) for a, choice in chosen if not ended or a.answering.call.id not in ended], failed
 
     def _take(self, chosen: list[tuple[Answer, Choice]], now: float) -> list[Event]:
         told: list[Event] = []

@@ -101,10 +101,23 @@ class Answer:
         if self.answering.call.logprobs is not None and not is_end:
             self.pending.append(self._logprob(choice))
         finish = self._finish(is_end=is_end)
+        if finish is None and not self.pending and self.answering.is_counted:
+            return self._go_on(pieces)
         if finish is not None:
             self.answering.unfinished -= 1
             pieces += self._rest(is_cut=not (is_end or self._is_whole))
         return self._tell(pieces, finish)
+
+    def _go_on(self, pieces: list[Piece]) -> list[Delta]:
+        """Tell what nearly every token brings, a piece of text: a third of the time of `_tell`."""
+        if not pieces:
+            return []
+        tokens, self.untold = self.untold, 0
+        if len(pieces) == 1 and isinstance(pieces[0], str):
+            return [Delta(self.index, pieces[0], tokens)]
+        (text, calls), *more = told(pieces)
+        first = Delta(self.index, text, tokens, tool_calls=calls)
+        return [first, *(Delta(self.index, text, tool_calls=calls) for text, calls in more)]
 
     def _said(self, text: str) -> list[Piece]:
         if self.calls is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.engine.kv import PagedKV
-from backends.engine.runner import Batch, ModelSpec
+from backends.engine.runner import Batch, ModelSpec, best_of
 from backends.engine.weights import Checkpoint
 from backends.kernels.reference import attention, linear, rms_norm, rope, rope_table, swiglu
 
@@ -63,7 +63,7 @@ class TorchRunner:
         self._frequencies = _frequencies(self.spec, checkpoint.rope_factors)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, best: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """See `runner.Runner`."""
         step = self._step(batch)
         x = self._embed[torch.from_numpy(batch.tokens)]
@@ -72,7 +72,13 @@ class TorchRunner:
             x = x + self._feed(layer, x)
         wanted = rms_norm(x[torch.from_numpy(batch.sampled)], self._norm, self.spec.norm_eps)
         logits: NDArray[np.float32] = linear(wanted, self._head).numpy()
+        if best is not None:
+            best[:] = best_of(logits)
         return logits
+
+    def greedy(self, batch: Batch) -> NDArray[np.int32]:
+        """See `runner.Runner`."""
+        return best_of(self.forward(batch))
 
     def copy_block(self, source: int, target: int) -> None:
         """See `runner.Runner`."""

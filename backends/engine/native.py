@@ -73,12 +73,12 @@ class NativeRunner:
         self._kv = _zeroed(_kv_bytes(self.spec, kv_blocks, block_tokens))
         self._engine = self._open(self._model(weights), threads, isa)
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, best: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Run the step; the logits stay valid until the next call."""
         count = len(batch.sampled)
         if count > len(self._logits):
             self._logits = np.empty((count, self._stride), np.float32)
-        self._step(batch, logits=self._logits)
+        self._step(batch, logits=self._logits, chosen=best)
         return self._logits[:count, : self.spec.vocabulary]
 
     def greedy(self, batch: Batch) -> NDArray[np.int32]:

@@ -65,13 +65,25 @@ class Runner(Protocol):
     block_tokens: int
     kv_blocks: int
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
+    def forward(self, batch: Batch, best: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Write K and V of the batch's tokens into their blocks; return logits [R, vocabulary] of `batch.sampled`.
 
-        A sequence's logits do not depend on who shares its batch. Releases the GIL while it computes.
+        `best` [R] receives what `greedy` would return. A sequence's logits do not depend on who shares its batch.
+        Releases the GIL while it computes.
         """
+        ...
+
+    def greedy(self, batch: Batch) -> NDArray[np.int32]:
+        """Compute the same step; return each sampled row's most likely token, -1 where its logits are not finite."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one KV block over all layers (copy-on-write)."""
         ...
+
+
+def best_of(logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return each row's first most likely token, -1 where that is not finite; a NaN counts as the most likely."""
+    best = logits.argmax(axis=1)
+    is_sound = np.isfinite(logits[np.arange(len(best)), best])
+    return np.where(is_sound, best, -1).astype(np.int32)

@@ -8,7 +8,7 @@ on preemption nor on the replica. Log-probabilities are those of the model's own
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from backends.api import Sampling
 
 MASK64 = (1 << 64) - 1
-CANDIDATES = 256  # top-p looks at this many of the likeliest tokens before it looks at all
+STRIDE = 256  # weights that are summed at once
+NEAR = (5.0, 10.0, 20.0)  # logits this close to the largest are told from the rest before anything is sorted
 
 Logits = NDArray[np.float32]
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +139,31 @@ def _mixed(state: int) -> int:
 def draw(logits: Logits, sampling: Sampling, point: float) -> int:
     """Return the token at `point` of the cumulated distribution that temperature, top-k, top-p and min-p leave."""
     ids, weights = kept(logits, sampling)
-    cumulated = weights.cumsum(dtype=np.float64)
-    at = int(np.searchsorted(cumulated, point * cumulated[-1], side="right"))
-    at = min(at, len(weights) - 1)
+    at = drawn(weights, point)
     return at if ids is None else int(ids[at])
 
 
-def kept(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.intp] | None, NDArray[np.float64]]:
-    """Return the tokens left (None: all) and their weights, which need not sum to 1."""
-    weights = np.exp((logits - logits.max()).astype(np.float64) / sampling.temperature)
+def drawn(weights: Weights, point: float) -> int:
+    """Return the index at `point` of the cumulated weights; sums strides first, and goes into one of them."""
+    strides = np.add.reduceat(weights, np.arange(0, len(weights), STRIDE)).cumsum(dtype=np.float64)
+    mark = point * strides[-1]
+    stride = _reached(strides, mark)
+    first = stride * STRIDE
+    inside = weights[first : first + STRIDE].cumsum(dtype=np.float64)
+    return first + _reached(inside, mark - (strides[stride - 1] if stride else 0.0))
+
+
+def _reached(cumulated: NDArray[np.float64], mark: float) -> int:
+    """Return the first index beyond `mark`; rounding never leads past the last that weighs anything."""
+    return min(int(np.searchsorted(cumulated, mark, side="right")), int((cumulated < cumulated[-1]).sum()))
+
+
+def kept(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.intp] | None, Weights]:
+    """Return the tokens left (None: all) and their weights, the largest 1; fp32, as the logits are no finer."""
+    weights = np.exp((logits - logits.max()) / np.float32(sampling.temperature))
     ids: NDArray[np.intp] | None = None
     if 0 < sampling.top_k < len(weights):
-        ids = likeliest(weights, sampling.top_k)
+        ids = likeliest(logits, sampling.top_k)
     if sampling.top_p < 1.0:
         ids = nucleus(weights, sampling.top_p, ids)
     if sampling.min_p > 0.0:
@@ -156,17 +171,24 @@ def kept(logits: Logits, sampling: Sampling) -> tuple[NDArray[np.intp] | None, N
     return ids, weights if ids is None else weights[ids]
 
 
-def nucleus(weights: NDArray[np.float64], top_p: float, ids: NDArray[np.intp] | None) -> NDArray[np.intp]:
-    """Return the fewest tokens, likeliest first, that hold `top_p` of the mass of `ids`; at least one."""
+def nucleus(weights: Weights, top_p: float, ids: NDArray[np.intp] | None) -> NDArray[np.intp]:
+    """Return the fewest tokens, likeliest first, that hold `top_p` of the mass of `ids`; at least one.
+
+    Sorting all tokens takes milliseconds, so those that matter are told from the rest by their weight first.
+    """
     if ids is None:
-        wanted = top_p * weights.sum()
-        ids = likeliest(weights, CANDIDATES)
-        if weights[ids].sum() < wanted:
-            ids = likeliest(weights, len(weights))
+        wanted = top_p * float(weights.sum())
+        ids = next(ids for ids in _likely(weights) if weights[ids].sum() >= wanted or len(ids) == len(weights))
+        ids = ids[np.lexsort((ids, -weights[ids]))]
     else:
-        wanted = top_p * weights[ids].sum()
-    count = int(np.searchsorted(weights[ids].cumsum(), wanted)) + 1
+        wanted = top_p * float(weights[ids].sum())
+    count = int(np.searchsorted(weights[ids].cumsum(dtype=np.float64), wanted)) + 1
     return ids[:count]
+
+
+def _likely(weights: Weights) -> Iterator[NDArray[np.intp]]:
+    for least in (1e-2, 1e-4, 0.0):
+        yield np.flatnonzero(weights >= least)
 
 
 def likeliest(values: NDArray[np.floating], count: int) -> NDArray[np.intp]:
@@ -175,6 +197,10 @@ def likeliest(values: NDArray[np.floating], count: int) -> NDArray[np.intp]:
         return np.empty(0, np.intp)
     if count >= len(values):
         return np.argsort(-values, kind="stable")
+    for distance in NEAR:
+        near = np.flatnonzero(values >= values.max() - distance)
+        if count <= len(near) < len(values):
+            return near[likeliest(values[near], count)]
     edge = np.partition(values, -count)[-count]
     above, level = np.flatnonzero(values > edge), np.flatnonzero(values == edge)
     ids = np.concatenate([above, level[: count - len(above)]])

@@ -61,6 +61,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
         self._spellings = re.compile("|".join(re.escape(added[i].content) for i in self._special_ids) or r"(?!)")
+        self._shown: dict[int, bytes] = {}
         self.eos_ids = vocabulary.eos_ids
 
     @property
@@ -108,6 +109,13 @@ class Tokenizer:
         if not self._vocabulary.is_byte_level:
             return spelled(token)
         return bytes(BYTE_OF[char] for char in token) if BYTE_OF.keys() >= set(token) else token.encode()
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that an answer shows of a token, remembered: control tokens show nothing."""
+        shown = self._shown.get(token_id)
+        if shown is None:
+            shown = self._shown[token_id] = b"" if self.is_special(token_id) else self.token_bytes(token_id)
+        return shown
 
     def token_text(self, token_id: int) -> str:
         """Return a token's text, U+FFFD where it holds only a part of a character."""
@@ -157,9 +165,7 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Return the text this token completes; control tokens are not shown."""
-        if self._tokenizer.is_special(token_id):
-            return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        return self._decoder.decode(self._tokenizer.shown_bytes(token_id))
 
     def flush(self) -> str:
         """Return what was held back, U+FFFD for a character that never became whole."""
