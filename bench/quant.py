@@ -84,7 +84,7 @@ class Judged:
     def rows(self, goal: float | None = None, peer: Judged | None = None) -> list[Row]:
         """Make the table's rows."""
         name = f"{self.name}, {self.share:.1%} of fp16"
-        against, theirs = (peer.name, peer.quality.ratio) if peer else (None, None)
+        against, theirs = (peer.name, [peer.quality.ratio]) if peer else (None, [])
         return [
             Row(name, "ppl ratio", [self.quality.ratio], theirs, against, goal, less_is_better=True),
             Row(f"{name}: KL", "nats", [self.quality.kl], less_is_better=True),
