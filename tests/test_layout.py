@@ -29,7 +29,17 @@ MAY_IMPORT = {
 }
 # The subcommands import these when they run, never at the top of the file.
 MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",)}
-QUANTISING = {"calibrate", "dense", "evaluate", "gptq", "sensitivity", "study", "texts", "work"}  # offline work
+QUANTISING = {
+    "calibrate",
+    "cores",
+    "dense",
+    "evaluate",
+    "gptq",
+    "sensitivity",
+    "study",
+    "texts",
+    "work",
+}  # offline work
 TORCH_FILES = {"backends/engine/model.py", "backends/engine/kv.py", "backends/kernels/reference.py"} | {
     f"backends/engine/{name}.py" for name in QUANTISING
 }

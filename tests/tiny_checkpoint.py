@@ -62,7 +62,8 @@ def weights(*, tied: bool) -> dict[str, np.ndarray]:
 
 def bigrams(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Give an embedding and a head that predict the shipped text's next byte: rounding them can only do harm."""
-    tokens = np.array([alphabet().index(char) for char in byte_characters(texts.shipped().held_out)])
+    ids = {char: at for at, char in enumerate(alphabet())}
+    tokens = np.array([ids[char] for char in byte_characters(texts.shipped().held_out)])
     counts = np.full((VOCABULARY, VOCABULARY), 0.05)
     np.add.at(counts, (tokens[:-1], tokens[1:]), 1)
     frequent = np.argsort(-counts.sum(1))[:HIDDEN]

@@ -9,15 +9,15 @@ order, and taking outputs as independent, the mean KL divergence of a token is �
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from backends.engine.cores import Progress, parallel
 from backends.engine.dense import Dense
-
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,21 @@ class Moments:
     outputs: Tensor
 
 
-@torch.no_grad()
 def input_moments(model: Dense, windows: Tensor, progress: Progress) -> dict[str, Tensor]:
     """Average x xᵀ of every unit's inputs over all windows; the embedding's are its rows' frequencies."""
-    sums: dict[str, Tensor] = {}
+    cores, done = torch.get_num_threads(), count(1)
 
+    def summed(core: int) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for window in windows[core::cores]:
+            _add_inputs(sums, model, window[None])
+            progress(next(done) / len(windows))
+        return sums
+
+    return _mean(parallel(summed, range(cores), lambda _: None).values(), windows.numel())
+
+
+def _add_inputs(sums: dict[str, Tensor], model: Dense, window: Tensor) -> None:
     def tap(unit: str, x: Tensor, _: Tensor) -> None:
         if unit == "embed":
             counts = torch.bincount(x.flatten(), minlength=model.spec.vocabulary).float()
@@ -43,17 +53,23 @@ def input_moments(model: Dense, windows: Tensor, progress: Progress) -> dict[str
             sums[unit] = torch.zeros(rows.shape[1], rows.shape[1])
         sums[unit].addmm_(rows.T, rows)
 
-    for done, window in enumerate(windows):
-        hidden = model.hidden(window[None], tap)
-        tap("head", hidden, hidden)
-        progress((done + 1) / len(windows))
-    return {unit: total / windows.numel() for unit, total in sums.items()}
+    hidden = model.hidden(window, tap)
+    tap("head", hidden, hidden)
 
 
 def output_moments(model: Dense, windows: Tensor, seed: int, progress: Progress) -> dict[str, Tensor]:
     """Average g² of every unit's outputs, on next tokens drawn from the model's own distribution."""
+
+    @torch.enable_grad()
+    def squares(at: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed + at)
+        return _output_squares(model, windows[at][None], draw)
+
+    return _mean(parallel(squares, range(len(windows)), progress).values(), windows.numel())
+
+
+def _output_squares(model: Dense, window: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
-    draw = torch.Generator().manual_seed(seed)
 
     def tap(unit: str, _: Tensor, y: Tensor) -> None:
         def add(gradient: Tensor) -> None:
@@ -64,10 +80,15 @@ def output_moments(model: Dense, windows: Tensor, seed: int, progress: Progress)
             y.requires_grad_()  # only the embedding's rows: every later output depends on them
         y.register_hook(add)  # type: ignore[no-untyped-call]
 
-    for done, window in enumerate(windows):
-        with torch.enable_grad():
-            logits = model.logits(model.hidden(window[None], tap), tap).flatten(0, 1)
-            said = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
-            torch.nn.functional.cross_entropy(logits, said, reduction="sum").backward()  # type: ignore[no-untyped-call]
-        progress((done + 1) / len(windows))
-    return {unit: total / windows.numel() for unit, total in sums.items()}
+    logits = model.logits(model.hidden(window, tap), tap).flatten(0, 1)
+    said = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
+    torch.nn.functional.cross_entropy(logits, said, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    return sums
+
+
+def _mean(parts: Iterable[Mapping[str, Tensor]], tokens: int) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for unit, tensor in part.items():
+            total[unit] = total[unit].add_(tensor) if unit in total else tensor
+    return {unit: tensor.div_(tokens) for unit, tensor in total.items()}

@@ -9,18 +9,22 @@ its down, the embedding, and the head where it is a matrix of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.engine.recipes import Activations
 from backends.engine.runner import ModelSpec
 from backends.engine.weights import Checkpoint, expected_shapes
 from backends.kernels.reference import linear, rms_norm, rope, rope_table, swiglu
 
 Tap = Callable[[str, Tensor, Tensor], None]
 """Told of each product: the unit, its input [..., K] and its output [..., N]."""
+
+CHUNK, FINE_ABOVE = 32, 6
+"""Columns that share an int8 scale; how many times the row's RMS their largest is when they get a second digit."""
 
 PARTS = {
     "attention.qkv": ("attention.q", "attention.k", "attention.v"),
@@ -47,21 +51,17 @@ def rows_of(spec: ModelSpec) -> dict[str, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """The model: `matrices` by unit, everything else by its checkpoint name.
-
-    `int8_groups`: how many columns of a unit's input share one scale when it is rounded to int8 as the kernels do;
-    the inputs of units that are not named stay fp32.
-    """
+    """The model: `matrices` by unit, everything else by its checkpoint name."""
 
     spec: ModelSpec
     matrices: Mapping[str, Tensor]
     vectors: Mapping[str, Tensor]
     frequencies: Tensor
-    int8_groups: Mapping[str, int] = field(default_factory=dict)
+    activations: Activations = "fp32"
 
-    def with_matrices(self, matrices: Mapping[str, Tensor], int8_groups: Mapping[str, int]) -> Dense:
+    def with_matrices(self, matrices: Mapping[str, Tensor], activations: Activations) -> Dense:
         """Return the same model with some units replaced."""
-        return replace(self, matrices={**self.matrices, **matrices}, int8_groups=int8_groups)
+        return replace(self, matrices={**self.matrices, **matrices}, activations=activations)
 
     def hidden(self, tokens: Tensor, tap: Tap | None = None) -> Tensor:
         """Return the head's input [windows, T, hidden] of whole windows of tokens [windows, T]."""
@@ -96,18 +96,23 @@ class Dense:
         return self._product(prefix + "ffn.down", swiglu(self._product(prefix + "ffn.gate_up", normed, tap)), tap)
 
     def _product(self, unit: str, x: Tensor, tap: Tap | None, seen_as: str | None = None) -> Tensor:
-        x = rounded_to_int8(x, self.int8_groups[unit]) if unit in self.int8_groups else x
+        x = rounded_to_int8(x) if self.activations == "int8" else x
         y = linear(x, self.matrices[unit], self.vectors.get(unit + ".bias"))
         if tap is not None:
             tap(seen_as or unit, x, y)
         return y
 
 
-def rounded_to_int8(x: Tensor, group: int) -> Tensor:
-    """Return what the kernels see of activations: 8 bits symmetric, one scale for each group of columns of a token."""
-    grouped = functional.pad(x, (0, -x.shape[-1] % group)).view(*x.shape[:-1], -1, group)
-    scale = grouped.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    rounded: Tensor = (grouped / scale).round() * scale
+def rounded_to_int8(x: Tensor) -> Tensor:
+    """Return what the kernels see of activations: 8 bits symmetric, one scale for 32 columns of a token.
+
+    32 columns that stand out of their token's row have a second digit, 254 times finer.
+    """
+    chunks = functional.pad(x, (0, -x.shape[-1] % CHUNK)).reshape(*x.shape[:-1], -1, CHUNK)
+    highest = chunks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    usual = chunks.square().mean((-1, -2), keepdim=True).sqrt()
+    step = torch.where(highest > FINE_ABOVE * usual, highest / (127 * 254), highest / 127)
+    rounded: Tensor = (chunks / step).round() * step
     return rounded.flatten(-2)[..., : x.shape[-1]]
 
 

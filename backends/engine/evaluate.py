@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from backends.engine.cores import parallel
 from backends.engine.dense import Dense
 
 
@@ -39,23 +40,28 @@ class Reference:
     windows: Tensor
     hidden: Tensor
 
-    @torch.no_grad()
     def judge(self, candidate: Dense) -> Quality:
         """Compare a candidate with the original on every next token of the windows."""
-        sums = torch.zeros(4, dtype=torch.float64)
-        for window, hidden in zip(self.windows, self.hidden, strict=True):
-            original = self.model.logits(hidden[:-1]).log_softmax(-1)
-            rounded = candidate.logits(candidate.hidden(window[None])[0, :-1]).log_softmax(-1)
-            sums += _sums(original, rounded, window[1:])
+
+        def compared(at: int) -> Tensor:
+            original = self.model.logits(self.hidden[at, :-1]).log_softmax(-1)
+            rounded = candidate.logits(candidate.hidden(self.windows[at][None])[0, :-1]).log_softmax(-1)
+            return _sums(original, rounded, self.windows[at, 1:])
+
+        sums = sum(parallel(compared, range(len(self.windows)), _silent).values(), torch.zeros(4, dtype=torch.float64))
         tokens = self.windows.numel() - len(self.windows)
         nll, original_nll, kl, same = (sums / tokens).tolist()
         return Quality(math.exp(nll), math.exp(nll - original_nll), kl, same, tokens)
 
 
-@torch.no_grad()
 def reference_of(model: Dense, windows: Tensor) -> Reference:
     """Run the original once over the held-out windows."""
-    return Reference(model, windows, torch.cat([model.hidden(window[None]) for window in windows]))
+    hidden = parallel(lambda at: model.hidden(windows[at][None]), range(len(windows)), _silent)
+    return Reference(model, windows, torch.cat(list(hidden.values())))
+
+
+def _silent(_: float) -> None:
+    """Follow progress without a word: judging takes seconds."""
 
 
 def _sums(original: Tensor, rounded: Tensor, said: Tensor) -> Tensor:

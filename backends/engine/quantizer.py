@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from backends.engine import artifact_writer, calibrate, dense, evaluate, recipes, report, search, study, texts
+from backends.engine import artifact_writer, dense, evaluate, recipes, report, search, study, texts
 from backends.engine.artifact import ROPE_FACTORS, WEIGHTS
+from backends.engine.cores import Progress
 from backends.engine.quant import QuantTensor
 from backends.engine.quantize import Order
 from backends.engine.weights import Checkpoint, expected_shapes, open_checkpoint
@@ -189,10 +190,15 @@ def _watching(console: Console) -> Iterator[study.Watch]:
     if not console.is_terminal:
         yield lambda stage: _begun(console, stage)
         return
-    bar = TextColumn("{task.description:12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn()
-    with Progress(*bar, console=console) as progress:
+    columns = (
+        bars.TextColumn("{task.description:12}"),
+        bars.BarColumn(),
+        bars.TextColumn("{task.percentage:3.0f} %"),
+        bars.TimeElapsedColumn(),
+    )
+    with bars.Progress(*columns, console=console) as progress:
 
-        def watch(stage: str) -> calibrate.Progress:
+        def watch(stage: str) -> Progress:
             task = progress.add_task(stage, total=1.0)
 
             def told(share: float) -> None:
@@ -203,6 +209,6 @@ def _watching(console: Console) -> Iterator[study.Watch]:
         yield watch
 
 
-def _begun(console: Console, stage: str) -> calibrate.Progress:
+def _begun(console: Console, stage: str) -> Progress:
     console.print(stage)
     return lambda _: None

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from backends.engine.allocate import Choice
-from backends.engine.calibrate import Moments, Progress, input_moments, output_moments
+from backends.engine.calibrate import Moments, input_moments, output_moments
+from backends.engine.cores import Progress, parallel
 from backends.engine.dense import Dense, rows_of, units_of
 from backends.engine.gptq import feedback_of, round_with_feedback
 from backends.engine.quant import QuantTensor, Scheme, dequantize, quantize
@@ -25,9 +23,6 @@ Watch = Callable[[str], Progress]
 
 GRADIENT_SHARE = 4
 """Every fourth window is also run backwards: output moments are diagonal and settle on less text."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +61,7 @@ def round_units(learnt: Study, schemes: Mapping[str, Scheme], work: Work, progre
 def candidate(model: Dense, rounded: Mapping[str, QuantTensor], activations: Activations) -> Dense:
     """Return the model with rounded units in the place of its own."""
     matrices = {unit: torch.from_numpy(dequantize(tensor)) for unit, tensor in rounded.items()}
-    groups = {unit: tensor.scheme.group for unit, tensor in rounded.items()}
-    return model.with_matrices(matrices, groups if activations == "int8" else {})
+    return model.with_matrices(matrices, activations)
 
 
 def split(tensor: QuantTensor, rows: Sequence[int]) -> Iterator[QuantTensor]:
@@ -78,26 +72,6 @@ def split(tensor: QuantTensor, rows: Sequence[int]) -> Iterator[QuantTensor]:
         minimums = None if tensor.minimums is None else tensor.minimums[part]
         yield QuantTensor(tensor.scheme, tensor.codes[part], tensor.scales[part], minimums)
         start += count
-
-
-def parallel(work: Callable[[Item], Result], items: Sequence[Item], progress: Progress) -> dict[Item, Result]:
-    """Map over matrices, one on each core: torch's own threads wait on each other in every small product."""
-    found: dict[Item, Result] = {}
-    with _one_thread() as cores, ThreadPoolExecutor(cores) as pool:
-        for item, result in zip(items, pool.map(work, items), strict=True):
-            found[item] = result
-            progress(len(found) / len(items))
-    return found
-
-
-@contextmanager
-def _one_thread() -> Iterator[int]:
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield cores
-    finally:
-        torch.set_num_threads(cores)
 
 
 def _priced(model: Dense, moments: Mapping[str, Moments], unit: str) -> list[Choice]:
