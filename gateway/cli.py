@@ -1,4 +1,4 @@
-"""The command line: `tidegate serve | check | plan | quantize | keys hash | --version`.
+"""The command line: `tidegate serve | check | plan | connect | quantize | keys hash | --version`.
 
 Refuses to know how anything is done; a subcommand imports what it runs when it runs.
 """
@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.connect import CLIENTS, UNKNOWN_WINDOW, ConnectError, Target, model_of, snippet, url_of
+
 if TYPE_CHECKING:
-    from gateway.settings import Config
+    from gateway.settings import Config, Release
 
 _CONFIG_HELP = "the configuration file (default: gateway.toml in the current folder)"
 
@@ -31,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("plan", help="say what the workers need of this machine's memory; exits 1 if too much")
     )
     _add_quantize(commands.add_parser("quantize", help="make a model small without making it worse than asked"))
+    _add_connect(commands.add_parser("connect", help="print what a client needs to talk to this gateway"))
     keys = commands.add_parser("keys", help="work with API keys").add_subparsers(
         title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True
     )
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "serve": lambda: _serve(options.config),
         "check": lambda: _check(options.config),
         "plan": lambda: _plan(options.config),
+        "connect": lambda: _connect(options),
         "quantize": lambda: _quantize(options),
         "keys": _hash_key,
     }
@@ -59,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", nargs="?", default="gateway.toml", metavar="FILE", help=_CONFIG_HELP)
+
+
+def _add_connect(command: argparse.ArgumentParser) -> None:
+    command.description = "Print the configuration or environment that points a client at this gateway, to be pasted."
+    command.add_argument("client", choices=CLIENTS, metavar="CLIENT", help=", ".join(CLIENTS))
+    command.add_argument("--model", metavar="NAME", help="a model of the file, or an alias (default: its first model)")
+    _add_config(command)
 
 
 def _add_quantize(command: argparse.ArgumentParser) -> None:
@@ -145,6 +156,31 @@ def _quantize(options: argparse.Namespace) -> int:
     from backends.engine.quantize import main as quantize  # noqa: PLC0415 - numpy has no place in a gateway
 
     return quantize(options)
+
+
+def _connect(options: argparse.Namespace) -> int:
+    config = _load(options.config)
+    if config is None:
+        return 2
+    from backends.engine.problems import CheckpointError  # noqa: PLC0415
+
+    try:
+        name, model = model_of(config, options.model)
+        target = Target(url_of(config.server.listen), name, _window(model.releases[0]))
+    except (ConnectError, CheckpointError) as exc:
+        _complain(str(exc))
+        return 1
+    _say(snippet(options.client, target).rstrip())
+    return 0
+
+
+def _window(release: Release) -> int:
+    """Return a release's window: what is configured, or what its file says; what a server has is not known here."""
+    if release.context_tokens or not release.source or release.source == "echo":
+        return release.context_tokens or UNKNOWN_WINDOW
+    from backends.engine.weights import open_checkpoint  # noqa: PLC0415
+
+    return open_checkpoint(release.source).spec.context_tokens
 
 
 def _hash_key() -> int:

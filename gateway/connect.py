@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json import dumps
 
+from gateway.settings import Config, Model
+from gateway.units import Address
+
+UNKNOWN_WINDOW = 8192
 KEY = "tidegate-key"  # stands for a tenant's key; any text will do where the gateway is open
 
 
@@ -20,8 +24,31 @@ class Target:
 
     url: str
     model: str
-    context_tokens: int = 8192
+    context_tokens: int = UNKNOWN_WINDOW
     key: str = KEY
+
+
+class ConnectError(Exception):
+    """There is nothing to point a client at; the message says what to do."""
+
+
+def model_of(config: Config, name: str | None) -> tuple[str, Model]:
+    """Return the model that `name` or an alias means, and that name; without one, the first."""
+    if name is None:
+        return config.models[0].name, config.models[0]
+    for model in config.models:
+        if name in {model.name, *model.aliases}:
+            return name, model
+    known = ", ".join(each for model in config.models for each in (model.name, *model.aliases))
+    raise ConnectError(f"no model has the name or alias {name!r}; there are: {known}")
+
+
+def url_of(listen: Address) -> str:
+    """Return the address to call from this machine, without /v1."""
+    if not listen.port:
+        raise ConnectError("listen under [server] takes any free port, so no client can know it; give it a number")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104 - not bound, but replaced
+    return f"http://{Address(host, listen.port)}"
 
 
 def snippet(client: str, target: Target) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from gateway.connect import CLIENTS, Target, snippet
+from tests.serving import ECHO, SMOLLM2, TIDEGATE
 
 TARGET = Target("http://127.0.0.1:8000", "it's a model", context_tokens=32768)
 
@@ -76,3 +79,47 @@ def test_opencode_gets_a_provider() -> None:
 
     assert given["provider"]["tidegate"]["options"]["baseURL"] == f"{TARGET.url}/v1"  # type: ignore[index]
     assert given["model"] == f"tidegate/{TARGET.model}"
+
+
+def connect(folder: Path, *arguments: str, models: str = ECHO, server: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `tidegate connect` for a configuration."""
+    (folder / "gateway.toml").write_text(f"[server]\n{server}\n{models}")
+    command = [TIDEGATE, "connect", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_prints_what_the_file_says(tmp_path: Path) -> None:
+    """Address and first model come from gateway.toml, another name from --model; a wildcard becomes loopback."""
+    listening = 'listen = "0.0.0.0:9000"\n[auth]\nopen = true'
+    openai = connect(tmp_path, "openai", server=listening)
+    anthropic = connect(tmp_path, "anthropic", "--model", "gpt-4o-mini")
+
+    assert "the model is echo" in openai.stdout
+    assert exported(openai.stdout)["OPENAI_BASE_URL"] == "http://127.0.0.1:9000/v1"
+    assert exported(anthropic.stdout)["ANTHROPIC_MODEL"] == "gpt-4o-mini"
+
+
+@pytest.mark.parametrize(("release", "window"), [("", 8192), (", context = 2048", 2048)])
+def test_the_window_is_the_release_s_or_the_model_s_own(tmp_path: Path, release: str, window: int) -> None:
+    """What the file does not say is read from the model."""
+    given = config(connect(tmp_path, "opencode", models=SMOLLM2.replace(" }]", f"{release} }}]")).stdout)
+
+    assert given["provider"]["tidegate"]["models"]["smollm2"]["limit"]["context"] == window  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "models", "server", "said"),
+    [
+        (["openai", "--model", "gone"], ECHO, "", "there are: echo, gpt-4o-mini"),
+        (["openai"], ECHO, 'listen = "127.0.0.1:0"', "give it a number"),
+        (["openai"], ECHO.replace('"echo" }', '"gone.gguf" }'), "", "no such file"),
+    ],
+)
+def test_what_cannot_be_connected_is_told(
+    tmp_path: Path, arguments: list[str], models: str, server: str, said: str
+) -> None:
+    """A model that is not there and an address that nobody can know are told on standard error, with exit status 1."""
+    run = connect(tmp_path, *arguments, models=models, server=server)
+
+    assert (run.returncode, run.stdout) == (1, "")
+    assert said in run.stderr
