@@ -19,7 +19,7 @@ from gateway.cli import parser
 from gateway.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("gateway", "gateway/dialects", "gateway/control", "gateway/admin")
+FOLDERS = ("gateway", "gateway/dialects", "gateway/openapi", "gateway/control", "gateway/admin")
 FOLDERS += ("batching", "sessioncache", "backends", "backends/engine", "backends/kernels", "backends/kernels/cpu")
 
 

@@ -19,6 +19,7 @@ from gateway.dialects.stored import MemoryResponses
 from gateway.exchange import Exchange, request_id_of
 from gateway.guard import Guard
 from gateway.listing import entry, listing
+from gateway.openapi.document import document
 from gateway.plain import Answering, SayingNo, alive, allowed, guarded, ready, respond_bytes, respond_json, series
 from gateway.questions import CountTokens, Detokenize, Question, Tokenize
 from gateway.refusal import Refusal
@@ -53,6 +54,7 @@ class DataPort:
             "/detokenize": self._questions(Detokenize()),
             "/models": Route(_READ, self._models),
             "/models/{id}": Route(_READ, self._model),
+            "/openapi.json": Route(_READ, self._describe),
             "/version": Route(_READ, self._tell_version),
             "/health": Route(_READ, self._ready),
             "/healthz": Route(_READ, alive),
@@ -118,6 +120,9 @@ class DataPort:
 
     def _entry(self, name: str, model: str, windows: Mapping[str, int]) -> dict[str, object]:
         return entry(name, root=model, created=self._created, context_tokens=windows.get(model, 0))
+
+    async def _describe(self, exchange: Exchange) -> None:
+        await respond_json(exchange, 200, document(version=self._version))
 
     async def _tell_version(self, exchange: Exchange) -> None:
         await respond_json(exchange, 200, {"version": self._version})

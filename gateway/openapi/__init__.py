@@ -1,0 +1,1 @@
+"""The API as an OpenAPI document: what bodies hold, what answers hold, and every path."""
