@@ -167,7 +167,7 @@ class WorkerSettings:
     runner: Annotated[
         Literal["auto", "native", "torch"],
         Doc("What computes: the native library, torch, or the library wherever it is there."),
-    ] = "torch"
+    ] = "auto"
     threads: Annotated[int, Range(0, 1024), Doc("Compute threads of one worker; 0 is one a core allowed.")] = 0
     start_timeout_s: Annotated[Duration, Range(1, 3600), Doc("Longest time from start to ready.")] = 120
     restart_backoff_s: Annotated[Duration, Range(0.01, 60), Doc("Pause before a dead worker's first restart.")] = 0.5

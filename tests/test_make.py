@@ -24,11 +24,11 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def install_offline(clone: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the installation where no index can be reached."""
+def install_offline(clone: Path, goal: str = "serve", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a goal of the installation where no index can be reached."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
     return subprocess.run(
-        [clone / ".ci/venv", "serve"],
+        [clone / ".ci/venv", goal],
         env=kept | OFFLINE | {"PYTHON": sys.executable} | env,
         capture_output=True,
         text=True,
@@ -61,6 +61,32 @@ def test_a_good_venv_outlives_a_failed_update(clone: Path) -> None:
     assert run.returncode == 1
     assert (clone / ".venv/bin/python").exists()
     assert stamp.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("ci", "words"),
+    [
+        ("", ["no C++ compiler: install g++", "torch computes, several times slower", "could not install torch"]),
+        ("true", ["no C++ compiler: install g++", "Install g++, then run the same command again"]),
+    ],
+)
+def test_without_a_compiler_torch_is_installed_and_the_way_out_told(
+    clone: Path, tmp_path: Path, ci: str, words: list[str]
+) -> None:
+    """Somebody's machine gets torch, here from no index; a check of changes wants the compiler."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
+    ignored = shutil.ignore_patterns("_build", "__pycache__")
+    shutil.copytree(ROOT / "backends/kernels", clone / "backends/kernels", ignore=ignored)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "rm", "touch"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+
+    run = install_offline(clone, "native", PATH=str(tools), CXX="", CI=ci)
+
+    assert run.returncode == 1
+    assert [word for word in words if word not in run.stdout + run.stderr] == []
+    assert not (clone / ".venv/.native").exists()
 
 
 def test_a_missing_python_is_named(clone: Path) -> None:

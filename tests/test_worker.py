@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
+from typing import Literal
 
 import pytest
 
@@ -147,6 +148,19 @@ async def test_a_native_worker_loads_neither_torch_nor_transformers(tmp_path: Pa
     assert "tidegate-cpu-" in maps
     assert [line for line in maps.splitlines() if "torch" in line or "transformers" in line] == []
     assert (told["runner"], told["reason"]) == ("native", "")
+
+
+@pytest.mark.parametrize("form", ["native", "torch"])
+async def test_both_forms_answer_through_a_worker(tmp_path: Path, form: Literal["native", "torch"]) -> None:
+    """Whichever computes, the same call gets an answer that makes sense."""
+    config = replace(small_config(), worker=WorkerSettings(runner=form))
+    async with running(config, tmp_path) as started:
+        await started.event("worker.ready")
+        call = ask("What is the capital of France?", "c", max_tokens=24)
+
+        text = "".join([delta.text async for delta in started.replica.backend.stream(call)])
+
+    assert "Paris" in text
 
 
 def mapped(pid: object) -> str:
