@@ -1,6 +1,6 @@
 # `make help` lists the verbs. Everything made lives in .venv and build/; `make clean` removes both.
 
-.PHONY: help build serve test test-slow lint format types docs clean
+.PHONY: help build serve test test-slow test-clients lint format types docs clean
 .DEFAULT_GOAL := help
 
 # Three stamps: serving needs the product and the model, then what computes on this machine; the tools of lint, types
@@ -21,10 +21,13 @@ serve: $(NATIVE)  ## start the gateway with gateway.toml and one CPU worker; Ctr
 	@exec .venv/bin/tidegate serve gateway.toml
 
 test: $(DEV) $(NATIVE)  ## run the tests, with coverage of everything that is free of torch (at least 85 %)
-	@OMP_WAIT_POLICY=passive .venv/bin/pytest --cov --cov-fail-under=85 -m "not slow"
+	@OMP_WAIT_POLICY=passive .venv/bin/pytest --cov --cov-fail-under=85 -m "not slow and not clients"
 
 test-slow: $(DEV) $(NATIVE)  ## run the fuzz, soak and browser tests
 	@.venv/bin/pytest -m slow
+
+test-clients: $(DEV)  ## run the JavaScript clients; the first time downloads them (900 MB) into build/clients
+	@.venv/bin/pytest --no-cov -m clients
 
 lint: $(DEV) $(NATIVE)  ## check style, formatting, the layout of the code and the docs
 	@.venv/bin/ruff check $(SOURCES)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -21,6 +24,7 @@ from gateway.metrics import Metrics
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("gateway", "gateway/dialects", "gateway/openapi", "gateway/control", "gateway/admin")
 FOLDERS += ("batching", "sessioncache", "backends", "backends/engine", "backends/kernels", "backends/kernels/cpu")
+LANGUAGES = {"python": "Python", "javascript": "JavaScript"}
 
 
 def files_table() -> str:
@@ -76,10 +80,50 @@ def subcommands(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from subcommands(below)
 
 
+def clients_table() -> str:
+    """Say which client can do what, in the version that the tests use."""
+    rows = client_rows()
+    features = list(dict.fromkeys(feature for row in rows for feature in row["features"]))
+    lines = [f"| client | package | {' | '.join(features)} |", f"|---|---|{':-:|' * len(features)}"]
+    for row in rows:
+        marks = ("✓" if feature in row["features"] else "" for feature in features)
+        lines.append(f"| {name(row)} | {package(row)} | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
+def faults_table() -> str:
+    """Say what each client's users see of each fault."""
+    rows = client_rows()
+    faults = list(rows[0]["faults"])
+    lines = [f"| client | {' | '.join(faults)} |", "|---" * (len(faults) + 1) + "|"]
+    lines += [f"| {name(row)} | {' | '.join(row['faults'][fault] for fault in faults)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def client_rows() -> list[dict[str, Any]]:
+    """Read what the tests of the clients are held to."""
+    return list(tomllib.loads((ROOT / "tests/clients/clients.toml").read_text()).values())
+
+
+def package(row: dict[str, Any]) -> str:
+    """Name a client's package and the version that is tested."""
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    if row["language"] == "javascript":
+        pins = json.loads((ROOT / "tests/clients/package.json").read_text())["dependencies"]
+    return f"`{row['package']}` {pins[row['package']]}"
+
+
+def name(row: dict[str, Any]) -> str:
+    """Name a client with its language."""
+    return f"{row['title']} ({LANGUAGES[row['language']]})"
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "files": ("ARCHITECTURE.md", files_table),
     "metrics": ("docs/metrics.md", metrics_table),
     "commands": ("docs/cli.md", commands),
+    "clients": ("docs/clients.md", clients_table),
+    "faults": ("docs/clients.md", faults_table),
 }
 
 
