@@ -102,6 +102,7 @@ def test_a_gptq_folder_is_read_without_rounding_again(tmp_path, bits, group, sym
         error = np.abs(dequantize(matrix) - wanted).max()
         assert error <= (1e-6 if symmetric else np.abs(wanted).max() * 2**-9)
         assert np.array_equal(dequantize(matrix), quantised.checkpoint.tensor(name))
+    assert quantised.checkpoint.raw(NAMES[0])[0] == "gptq"
 
 
 def test_an_act_order_folder_is_rounded_again_at_8_bits(tmp_path):

@@ -60,6 +60,14 @@ def loss(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(tokens) - 1), tokens[1:]]
 
 
+def test_a_report_says_what_the_model_was_compared_with(written):
+    """The reference, its stored type and the text stand beside every figure of quality."""
+    quality = orjson.loads(written.source.files[0].read_bytes())["quality"]
+
+    assert "computed in fp32, its matrices being stored as F32 (16)" in quality["against"]
+    assert "pydoc_data.topics" in quality["text"]
+
+
 @pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
 def test_the_native_library_serves_what_the_report_claims_for_int8(written):
     """Perplexity through a worker's own kernels is the claimed one within 0.2 %: KV is fp16 there, fp32 here."""

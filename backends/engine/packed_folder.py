@@ -43,6 +43,11 @@ class PackedFolder(HfFolder):
         matrix = self.matrix(name)
         return super().tensor(name) if matrix is None else dequantize(matrix)
 
+    def raw(self, name: str) -> tuple[str, NDArray[np.uint8]]:
+        """Return a packed matrix's codes under the method's name; see `weights.Source`."""
+        packed = self.tensors.get(stored_name(name).removesuffix("weight") + "qweight")
+        return super().raw(name) if packed is None else (self.method, packed.bytes.reshape(packed.shape[0], -1))
+
     def matrix(self, name: str) -> QuantTensor | None:
         """Return a matrix as it was quantised; None where it was left as it is."""
         parts = self._parts(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ class Found:
     is_met: bool
     scale: report.Scale
     text: str
+    against: str
 
 
 def quantize(order: Order, console: Console | None = None) -> int:
@@ -68,13 +70,20 @@ def _find(order: Order, given: tuple[Checkpoint, texts.Texts], work: Work, watch
     calibration = texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS)
     held_out = texts.windows(checkpoint.tokenizer, text.held_out, HELD_OUT_WINDOWS)
     learnt = study.study(model, calibration, order.seed, work, watch)
-    reference = evaluate.reference_of(model, held_out)
+    original, against = evaluate.reference_of(model, held_out), reference(order.source, checkpoint)
     if order.recipe is not None:
-        outcome = search.follow(learnt, reference, recipes.open_recipe(order.recipe), work, watch)
-        return Found(learnt, outcome, is_met=True, scale=scale, text=text.origin)
+        outcome = search.follow(learnt, original, recipes.open_recipe(order.recipe), work, watch)
+        return Found(learnt, outcome, True, scale, text.origin, against)
     wishes = search.Wishes(scale.budget(order.target_share), order.min_accuracy, order.activations)
-    outcome = search.search(learnt, reference, wishes, work, watch)
-    return Found(learnt, outcome, is_met=outcome.is_met(wishes), scale=scale, text=text.origin)
+    outcome = search.search(learnt, original, wishes, work, watch)
+    return Found(learnt, outcome, outcome.is_met(wishes), scale, text.origin, against)
+
+
+def reference(source: str, checkpoint: Checkpoint) -> str:
+    """Say what a quantised model is compared with: weights that lie on a coarse grid already are easily kept."""
+    kinds = Counter(checkpoint.raw(name)[0] for name, shape in expected_shapes(checkpoint.spec) if len(shape) == 2)
+    stored = ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
+    return f"{source} computed in fp32, its matrices being stored as {stored}"
 
 
 def _key(order: Order, checkpoint: Checkpoint, text: texts.Texts) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def _tell(order: Order, found: Found, console: Console) -> None:
         console.print(report.classes_table(outcome.best.rounded))
         for line in _verdicts(found, outcome.best):
             console.print(line)
-    console.print(f"text: {found.text}")
+    console.print(f"judged against {found.against}\ntext: {found.text}")
     for line in [] if found.is_met else infeasible(order, found):
         console.print(line)
     (order.out / "report.json").write_bytes(orjson.dumps(_as_json(order, found), option=orjson.OPT_INDENT_2))
@@ -142,6 +151,7 @@ def _as_json(order: Order, found: Found) -> dict[str, Any]:
         "min_accuracy": order.min_accuracy,
         "is_met": found.is_met,
         "text": found.text,
+        "against": found.against,
         "fp16_bytes": found.scale.fp16_bytes,
         "chosen": None if outcome.best is None else chosen(found.scale, outcome.best),
         "sensitivity": report.sensitivity(found.learnt.options),
@@ -181,7 +191,8 @@ def _write(order: Order, checkpoint: Checkpoint, found: Found) -> None:
         vectors[ROPE_FACTORS] = checkpoint.rope_factors
     artifact_writer.copy_tokenizer(checkpoint.source.files, order.out)
     model = artifact_writer.Quantised(checkpoint.spec, matrices, vectors, order.activations)
-    artifact_writer.write(order.out, model, chosen(found.scale, best))
+    told = chosen(found.scale, best) | {"text": found.text, "against": found.against}
+    artifact_writer.write(order.out, model, told)
 
 
 @contextmanager

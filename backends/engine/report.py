@@ -12,6 +12,8 @@ from backends.engine.allocate import Choice
 from backends.engine.quant import QuantTensor
 from backends.engine.recipes import class_of
 
+CAPTION = "accuracy = 1 / perplexity ratio. Line: expected; points: measured (hollow: not ours); dashed: the limits"
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -116,7 +118,7 @@ class _Frame:
             lines.append(f'<path d="M70 {y:.1f}H690" stroke="#e5e7eb"/>')
             lines.append(f'<text x="62" y="{y + 4:.1f}" text-anchor="end">{hundredths / 100:.2f}</text>')
         lines.append('<text x="380" y="408" text-anchor="middle">size, share of fp16</text>')
-        lines.append('<text x="70" y="24">accuracy = 1 / perplexity ratio; line: expected, points: measured</text>')
+        lines.append(f'<text x="70" y="24">{CAPTION}</text>')
         return lines
 
     def limits(self, wanted: Marker) -> list[str]:
