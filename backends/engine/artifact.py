@@ -7,14 +7,18 @@ norms and biases are F32. A GGUF's tokenizer comes along as tokenizer.gguf, the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.engine import gguf_file, hf_folder, safetensors_file, tokens
+from backends.engine.files import read_json
 from backends.engine.packing import Bytes
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, QuantTensor, Scheme, dequantize
@@ -25,6 +29,13 @@ DESCRIPTION, WEIGHTS, GGUF_TOKENIZER = "quant.json", "model.safetensors", "token
 FORMAT, VERSION, LAYOUT = "tidegate-quant", 1, "panels-16x32"
 ALIGNMENT = 64
 ROPE_FACTORS = "rope_factors"
+# What each kind of field of a ModelSpec may be; JSON has no types of its own to hold a file to.
+_KINDS: Mapping[str, Callable[[object], bool]] = {
+    "int": lambda value: type(value) is int and 0 < value < 1 << 31,
+    "float": lambda value: type(value) in {int, float} and 0 < cast("float", value) < math.inf,
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+}
 
 
 class QuantFolder:
@@ -33,7 +44,7 @@ class QuantFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = (folder / DESCRIPTION, folder / WEIGHTS)
-        self.description = hf_folder.read_json(folder / DESCRIPTION)
+        self.description = read_json(folder / DESCRIPTION)
         self.tensors = safetensors_file.read(folder / WEIGHTS, {**safetensors_file.WIDTHS, **safetensors_file.BYTES})
         self.spec, self._schemes = self._read_spec(), self._read_schemes()
 
@@ -46,7 +57,12 @@ class QuantFolder:
     def rope_factors(self) -> NDArray[np.float32] | None:
         """See `weights.Source`."""
         stored = self.tensors.get(ROPE_FACTORS)
-        return stored.as_float32() if stored else None
+        if stored is None:
+            return None
+        factors = stored.as_float32()
+        if factors.shape != (self.spec.head_dim // 2,) or not (factors > 0).all():
+            raise self._problem(f"{ROPE_FACTORS} should be {self.spec.head_dim // 2} positive numbers")
+        return factors
 
     @cached_property
     def tokenizer(self) -> tokens.Tokenizer:
@@ -80,22 +96,32 @@ class QuantFolder:
         """Return a matrix as it was rounded."""
         scheme, shape = self._schemes[name]
         try:
-            return unpack(self.tensors[name].bytes, scheme, *shape)
+            found = unpack(self.tensors[name].bytes, scheme, *shape)
         except QuantError as exc:
             raise self._problem(f"{name}: {exc}") from exc
+        if not (np.isfinite(found.scales).all() and (found.minimums is None or np.isfinite(found.minimums).all())):
+            raise CheckpointError(f"{self.folder / WEIGHTS}: {name} holds a scale that is NaN or infinite")
+        return found
 
     def _read_spec(self) -> ModelSpec:
         told = [self.description.get(key) for key in ("format", "version", "layout")]
         if told != [FORMAT, VERSION, LAYOUT]:
             raise self._problem(f"{told} is not the format that this version reads; run `tidegate quantize` again")
         try:
-            return ModelSpec(**self.description["model"])
+            spec = ModelSpec(**self.description["model"])
         except (KeyError, TypeError) as exc:
             raise self._problem(f'"model" is not a model\'s shape: {exc}') from exc
+        for field in fields(spec):
+            if not _KINDS[str(field.type)](getattr(spec, field.name)):
+                raise self._problem(f"model.{field.name} is {getattr(spec, field.name)!r:.80}, which none can have")
+        return spec
 
     def _read_schemes(self) -> dict[str, tuple[Scheme, tuple[int, int]]]:
         found: dict[str, tuple[Scheme, tuple[int, int]]] = {}
-        for name, entry in self.description.get("matrices", {}).items():
+        matrices = self.description.get("matrices", {})
+        if not isinstance(matrices, dict):
+            raise self._problem('"matrices" is not a table of matrices')
+        for name, entry in matrices.items():
             match entry:
                 case {"shape": [int(rows), int(columns)], "bits": bits, "group": group, "symmetric": bool(symmetric)}:
                     found[name] = self._scheme(bits, group, symmetric=symmetric), (rows, columns)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.engine.files import mapped
 from backends.engine.problems import CheckpointError
 
 MAGIC = b"GGUF"
@@ -59,6 +61,15 @@ class GgufFile:
         tensor = self.tensors[name]
         count = math.prod(tensor.shape[:-1])
         return self.bytes[tensor.start : tensor.start + count * tensor.row_bytes].reshape(count, tensor.row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Area:
+    """Where tensors may lie."""
+
+    start: int
+    end: int
+    alignment: int
 
 
 class _Cursor:
@@ -115,7 +126,7 @@ class _Cursor:
 
 def read(path: Path) -> GgufFile:
     """Map the file and read its header; raises CheckpointError for anything that is not a whole GGUF file."""
-    view = _mapped(path)
+    view = mapped(path)
     cursor = _Cursor(path, view)
     tensor_count, key_count = _counts(cursor)
     metadata: dict[str, Value] = {}
@@ -123,19 +134,12 @@ def read(path: Path) -> GgufFile:
         key = cursor.string("a metadata key")
         metadata[key] = cursor.value(cursor.u32(key), key)
     found = [_tensor_entry(cursor) for _ in range(tensor_count)]
-    base = _aligned(cursor, metadata.get("general.alignment", 32))
-    tensors = {name: _placed(path, len(view), base, name, entry) for name, entry in found}
+    area = _area(cursor, metadata.get("general.alignment", 32))
+    tensors = {name: _placed(path, area, name, entry) for name, entry in found}
     if len(tensors) != tensor_count:
         raise CheckpointError(f"{path}: two tensors have the same name")
+    _check_apart(path, tensors)
     return GgufFile(path, metadata, tensors, np.frombuffer(view, np.uint8))
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
-        raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:
@@ -160,13 +164,13 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[list[int], int, int]]:
     return name, (sizes, cursor.u32(name), cursor.u64(name))
 
 
-def _aligned(cursor: _Cursor, alignment: Value) -> int:
+def _area(cursor: _Cursor, alignment: Value) -> _Area:
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{cursor.path}: general.alignment is {alignment!r}; it must be a power of two")
-    return -(-cursor.at // alignment) * alignment
+    return _Area(-(-cursor.at // alignment) * alignment, len(cursor.view), alignment)
 
 
-def _placed(path: Path, size: int, base: int, name: str, entry: tuple[list[int], int, int]) -> GgufTensor:
+def _placed(path: Path, area: _Area, name: str, entry: tuple[list[int], int, int]) -> GgufTensor:
     sizes, number, offset = entry
     if number not in TYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has ggml type {number}, which is not supported")
@@ -174,10 +178,22 @@ def _placed(path: Path, size: int, base: int, name: str, entry: tuple[list[int],
     if 0 in sizes or sizes[0] % block_values:
         raise CheckpointError(f"{path}: tensor {name!r} has shape {sizes}; rows of {kind} come in {block_values}s")
     row_bytes = sizes[0] // block_values * block_bytes
-    end = base + offset + math.prod(sizes[1:]) * row_bytes
-    if end > size:
+    start = area.start + offset
+    end = start + math.prod(sizes[1:]) * row_bytes
+    if offset % area.alignment:
+        raise CheckpointError(f"{path}: tensor {name!r} has offset {offset}, no multiple of {area.alignment}")
+    if end > area.end:
         raise CheckpointError(
-            f"{path}: tensor {name!r} ends at byte {end} but the file has {size}; "
+            f"{path}: tensor {name!r} ends at byte {end} but the file has {area.end}; "
             "it is truncated or damaged: download it again"
         )
-    return GgufTensor(tuple(reversed(sizes)), kind, base + offset, row_bytes)
+    return GgufTensor(tuple(reversed(sizes)), kind, start, row_bytes)
+
+
+def _check_apart(path: Path, tensors: Mapping[str, GgufTensor]) -> None:
+    """Refuse tensors that share bytes: one of them is not what its name says."""
+    end, last = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        if tensor.start < end:
+            raise CheckpointError(f"{path}: tensors {last!r} and {name!r} overlap at byte {tensor.start}")
+        end, last = tensor.start + math.prod(tensor.shape[:-1]) * tensor.row_bytes, name

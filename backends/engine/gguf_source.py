@@ -88,7 +88,9 @@ class GgufSource:
     def _read_rope_factors(self) -> NDArray[np.float32] | None:
         half = self.spec.head_dim // 2
         if "rope_freqs.weight" in self.file.tensors:
-            factors = _dequantised("F32", self.file.rows("rope_freqs.weight")).reshape(-1)
+            factors = _dequantised(
+                self.file.tensors["rope_freqs.weight"].type, self.file.rows("rope_freqs.weight")
+            ).reshape(-1)
             if len(factors) != half or not (factors > 0).all():
                 raise CheckpointError(f"{self.files[0]}: rope_freqs.weight should be {half} positive factors")
             return factors

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from backends.engine import safetensors_file, tokens
+from backends.engine.files import read_json, read_text
 from backends.engine.problems import CheckpointError
 from backends.engine.rope import Stretch, factors_of, stretch_of
 from backends.engine.runner import ModelSpec
@@ -75,7 +75,7 @@ class HfFolder:
             head_dim=self._count("head_dim", hidden // heads),
             vocabulary=self._count("vocab_size"),
             context_tokens=self._context(),
-            norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
+            norm_eps=self._positive("rms_norm_eps", self.config.get("rms_norm_eps", 1e-6)),
             rope_theta=self._theta(),
             rope_scale=self._stretch.scale if self._stretch else 1.0,
             tied_head=not any(name.startswith("lm_head.") for name in self.tensors),
@@ -104,9 +104,11 @@ class HfFolder:
         return max(self._count("max_position_embeddings"), stretched)
 
     def _theta(self) -> float:
-        value = self._rope().get("rope_theta", self.config.get("rope_theta", 10000.0))
+        return self._positive("rope_theta", self._rope().get("rope_theta", self.config.get("rope_theta", 10000.0)))
+
+    def _positive(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise self._problem(f"rope_theta is {value!r}; a positive number is needed")
+            raise self._problem(f"{key} is {value!r}; a positive number is needed")
         return float(value)
 
     def _rope(self) -> dict[str, Any]:
@@ -130,32 +132,28 @@ def tokenizer_of(folder: Path) -> tokens.Tokenizer:
     """Build a folder's tokenizer, with its chat template and the tokens that end an answer."""
     settings_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     settings = read_json(settings_file) if settings_file.exists() else {}
-    template = template_file.read_text() if template_file.exists() else settings.get("chat_template")
+    template = read_text(template_file) if template_file.exists() else settings.get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{settings_file}: chat_template is {template!r:.80}; a text is needed")
     return tokens.from_folder(folder / "tokenizer.json", settings, _eos_ids(folder), template)
 
 
 def _eos_ids(folder: Path) -> list[int]:
     generation = folder / "generation_config.json"
-    found = read_json(generation if generation.exists() else folder / "config.json").get("eos_token_id")
-    return found if isinstance(found, list) else [found] if isinstance(found, int) else []
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object; raises CheckpointError."""
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as exc:
-        raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON object is needed")
-    return value
+    file = generation if generation.exists() else folder / "config.json"
+    found = read_json(file).get("eos_token_id", [])
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(token_id, int) for token_id in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {found!r:.80}; a token or a list of tokens is needed")
+    return ids
 
 
 def _parts(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return [folder / "model.safetensors"]
-    names = read_json(index).get("weight_map", {}).values()
+    weight_map = read_json(index).get("weight_map", {})
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
     if not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise CheckpointError(f"{index}: weight_map must name files of this folder")
     return [folder / name for name in sorted(set(names))]

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.engine import safetensors_file
+from backends.engine.files import read_json
 from backends.engine.grids import PackedLayout, from_awq, from_gptq
-from backends.engine.hf_folder import HfFolder, read_json, stored_name
+from backends.engine.hf_folder import HfFolder, stored_name
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, QuantTensor, dequantize
 

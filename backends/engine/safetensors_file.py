@@ -6,7 +6,6 @@ The `safetensors` package's numpy side cannot read bf16 and copies what it reads
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from backends.engine.files import mapped
 from backends.engine.problems import CheckpointError
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+HEADER_BYTES, DIMENSIONS = 100_000_000, 8  # the format's own bound, and one beyond any tensor's
 BYTES, WORDS = {"U8": 1}, {"I32": 4}  # packed weights, which only those who ask for them can read
 
 
@@ -45,17 +46,18 @@ class StoredTensor:
 
 def read(path: Path, widths: Mapping[str, int] = WIDTHS) -> dict[str, StoredTensor]:
     """Map a file of tensors of the types of `widths`; raises CheckpointError for anything that is not a whole one."""
-    try:
-        with path.open("rb") as file:
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as exc:  # ValueError: an empty file cannot be mapped
-        raise CheckpointError(f"{path}: cannot be read: {exc}") from exc
+    view = mapped(path)
     size = int.from_bytes(view[:8], "little")
     if len(view) < 8 or size > len(view) - 8:
         raise CheckpointError(f"{path}: not a whole safetensors file: its header claims {size} of {len(view)} bytes")
+    if size > HEADER_BYTES:
+        raise CheckpointError(f"{path}: its header has {size} bytes; the format allows {HEADER_BYTES}")
     table = _table(path, view[8 : 8 + size])
+    table.pop("__metadata__", None)
     area = np.frombuffer(view, np.uint8, offset=8 + size)
-    return {name: _stored(path, name, entry, area, widths) for name, entry in table.items() if name != "__metadata__"}
+    found = {name: _stored(path, name, entry, area, widths) for name, entry in table.items()}
+    _check_apart(path, table)
+    return found
 
 
 def _table(path: Path, header: bytes) -> dict[str, Any]:
@@ -70,9 +72,9 @@ def _table(path: Path, header: bytes) -> dict[str, Any]:
 
 def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8], widths: Mapping[str, int]) -> StoredTensor:
     match entry:
-        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
-            isinstance(size, int) and size > 0 for size in shape
-        ):
+        case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if len(
+            shape
+        ) <= DIMENSIONS and all(isinstance(size, int) and size > 0 for size in shape):
             pass
         case _:
             raise CheckpointError(f"{path}: the table's entry for {name!r} is malformed")
@@ -84,3 +86,12 @@ def _stored(path: Path, name: str, entry: Any, area: NDArray[np.uint8], widths: 
             "the file is truncated or damaged: download it again"
         )
     return StoredTensor(tuple(shape), kind, area[start:end])
+
+
+def _check_apart(path: Path, table: Mapping[str, Any]) -> None:
+    """Refuse tensors that share bytes: one of them is not what its name says."""
+    end, last = 0, ""
+    for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["data_offsets"][0] < end:
+            raise CheckpointError(f"{path}: tensors {last!r} and {name!r} overlap at byte {entry['data_offsets'][0]}")
+        end, last = entry["data_offsets"][1], name

@@ -32,6 +32,7 @@ from backends.engine.toolprompt import spelled_out
 END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 # Unicode noncharacters, removed from every text that comes in: they fence spellings of special tokens.
 FENCE_OPEN, FENCE_CLOSE = "\ufdd0", "\ufdd1"
+PIECE_CHARACTERS = 1024  # every split of a piece is tried: a longer one costs the square of its length
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 LLAMA3_SPLIT = (
@@ -222,6 +223,8 @@ def _sentencepiece_bpe(file: GgufFile, texts: list[str]) -> tokenizers.Tokenizer
         raise CheckpointError(
             f"{file.path}: tokenizer.ggml.scores should have one entry for each of {len(texts)} tokens"
         )
+    if (longest := max(map(len, texts))) > PIECE_CHARACTERS:
+        raise CheckpointError(f"{file.path}: tokenizer.ggml.tokens holds a text of {longest} characters, no piece")
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
     if not isinstance(unknown, int) or not 0 <= unknown < len(texts):
         raise CheckpointError(f"{file.path}: tokenizer.ggml.unknown_token_id is {unknown!r}, which is no token")
@@ -249,7 +252,7 @@ def _pre_tokenizer(file: GgufFile, pre: object) -> pre_tokenizers.PreTokenizer:
 def _gguf_vocabulary(file: GgufFile, texts: list[str]) -> Vocabulary:
     def token_id(role: str) -> int | None:
         found = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
-        if found is not None and not (isinstance(found, int) and found < len(texts)):
+        if found is not None and not (isinstance(found, int) and 0 <= found < len(texts)):
             raise CheckpointError(f"{file.path}: tokenizer.ggml.{role}_token_id is {found!r}, which is no token")
         return found
 
