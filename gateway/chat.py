@@ -55,8 +55,8 @@ class RequestPath:
         """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
         async with self._opened(exchange, dialect) as (record, reply):
             call, model = await self._read(exchange, dialect, record)
-            pinging = reply.pinging(call, dialect, every_s=self.ping_interval_s) if call.stream else nullcontext()
-            async with pinging:
+            reply.try_for(call, dialect.answer(call, now=time.time()))
+            async with reply.pinging(dialect.ping, every_s=self.ping_interval_s) if call.stream else nullcontext():
                 await self._answer(model, reply, record, lambda replica: self._relay(replica, dialect, call, reply))
 
     async def ask(self, question: Question, exchange: Exchange) -> None:
@@ -138,13 +138,17 @@ class RequestPath:
 
     async def _relay(self, replica: Replica, dialect: Dialect, call: Call, reply: Reply) -> None:
         """Give the replica's answer to the client; leaving early, for whatever reason, cancels it there."""
-        reply.try_for(call, dialect.answer(call, now=time.time()))
         stream = cast("AsyncGenerator[Delta]", replica.backend.stream(call))
-        with self.outstanding.given(replica.id, call.sequences):
-            async with aclosing(stream) as deltas:
-                async for delta in deltas:
-                    await reply.add(delta)
-        await reply.finish()
+        try:
+            with self.outstanding.given(replica.id, call.sequences):
+                async with aclosing(stream) as deltas:
+                    async for delta in deltas:
+                        await reply.add(delta)
+            await reply.finish()
+        except BackendError:
+            if not reply.has_begun:
+                reply.try_for(call, dialect.answer(call, now=time.time()))
+            raise
 
     async def _put(self, replica: Replica, question: Question, call: Call, reply: Reply) -> None:
         """Give the replica's answer to a question to the client."""

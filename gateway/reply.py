@@ -10,9 +10,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from backends.api import BackendError, Call, Delta
-from gateway.dialects import Answer, Dialect, Endpoint
+from gateway.dialects import Answer, Endpoint
 from gateway.exchange import Exchange, id_headers, respond
 from gateway.metrics import Metrics
 from gateway.record import Record
@@ -35,7 +36,7 @@ class Reply:
 
     def __init__(self, endpoint: Endpoint, exchange: Exchange, record: Record, metrics: Metrics) -> None:
         self._endpoint, self._exchange, self._record, self._metrics = endpoint, exchange, record, metrics
-        self._answer: Answer  # set by pinging() and try_for()
+        self._answer: Answer  # set by try_for()
         self._is_streamed = False
         self._deltas: list[Delta] = []
         self._unfinished: set[int] = set()
@@ -44,18 +45,24 @@ class Reply:
         self.has_begun = False
 
     @asynccontextmanager
-    async def pinging(self, call: Call, dialect: Dialect, *, every_s: float) -> AsyncIterator[None]:
-        """Say in every silence while the block runs that the stream goes on, as a long prefill looks like death."""
-        self._answer = dialect.answer(call, now=time.time())  # who says why, should no attempt ever begin
-        pinger = asyncio.create_task(self._ping(dialect.ping, every_s))
+    async def pinging(self, ping: bytes, *, every_s: float) -> AsyncIterator[None]:
+        """Say in every silence while the block runs that the stream goes on, as a long prefill looks like death.
+
+        Most calls are answered before the first silence: they pay for a timer, not for a task.
+        """
+        pingers: set[asyncio.Task[None]] = set()
+        begin = partial(self._begin_pinging, pingers, ping, every_s)
+        timer = asyncio.get_running_loop().call_later(every_s, begin)
         try:
             yield
         finally:
-            pinger.cancel()
-            await asyncio.wait({pinger})
+            timer.cancel()
+            for pinger in pingers:
+                pinger.cancel()
+                await asyncio.wait({pinger})
 
     def try_for(self, call: Call, answer: Answer) -> None:
-        """Forget an attempt that failed before anything was sent, and begin another."""
+        """Begin, or begin again: forget an attempt that failed before anything was sent."""
         self._answer = answer
         self._is_streamed = call.stream
         self._deltas = []
@@ -110,14 +117,17 @@ class Reply:
                 self._is_open = True
                 await self._exchange.start(200, _STREAM_HEADERS | id_headers(self._record.request_id))
 
+    def _begin_pinging(self, pingers: set[asyncio.Task[None]], ping: bytes, every_s: float) -> None:
+        pingers.add(asyncio.create_task(self._ping(ping, every_s)))
+
     async def _ping(self, ping: bytes, every_s: float) -> None:
-        seen = self._record.last
+        seen = 0.0
         with suppress(ConnectionResetError):  # the client has gone, and the exchange's own task hears of it
             while True:
-                await asyncio.sleep(every_s)
                 if seen == (seen := self._record.last):
                     await self._open()
                     await self._exchange.write(ping)
+                await asyncio.sleep(every_s)
 
     async def _break_off(self, refusal: Refusal) -> None:
         await self._exchange.write(self._answer.error(refusal, self._record.request_id))

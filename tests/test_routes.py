@@ -265,6 +265,28 @@ def test_a_broken_message_raises(anthropic_sdk: anthropic.Anthropic) -> None:
         stream.until_done()
 
 
+@pytest.mark.parametrize(
+    ("path", "key", "length", "status"),
+    [
+        ("/v1/chat/completions", "wrong", 9_000_000, 401),
+        ("/v1/messages", "wrong", 9_000_000, 401),
+        ("/v1/messages", "one", 99_000_000, 413),
+        ("/v1/nothing", "one", 9_000_000, 404),
+    ],
+)
+def test_a_large_body_is_not_read_to_be_refused(served: Served, path: str, key: str, length: int, status: int) -> None:
+    """What the head alone tells is refused before the body has come: who has no key sends no 9 MB for nothing."""
+    parts = urlsplit(served.url)
+    with closing(http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=30)) as connection:
+        connection.putrequest("POST", path)
+        connection.putheader("x-api-key", key)
+        connection.putheader("content-length", str(length))
+        connection.endheaders()
+        response = connection.getresponse()  # comes although no byte of the body was sent
+
+    assert response.status == status
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 def test_only_the_body_says_whether_to_stream(served: Served, path: str) -> None:
     """What a client accepts, or would unpack, changes nothing: JSON stays JSON, events stay events, uncompressed."""
