@@ -235,7 +235,7 @@ _PROMPT_OF_MESSAGES: Mapping[str, Schema] = {
         most=1024,
     ),
     "container": _REFUSED,
-    "cache_control": _IGNORED,
+    **all_of("cache_control speed user_profile_id workspace_id", _IGNORED),
 }
 _MESSAGES = said(array(_MESSAGES_MESSAGE, fewest=1, most=100_000), "the last one is the user's")
 
@@ -249,7 +249,7 @@ MESSAGES = shape(
         "temperature": number(0, 1),
         "top_k": integer(0, _INTEGER_MAX),
         "top_p": number(0, 1),
-        **all_of("diagnostics inference_geo service_tier speed user_profile_id workspace_id", _IGNORED),
+        **all_of("diagnostics inference_geo service_tier", _IGNORED),
     },
 )
 
