@@ -34,11 +34,12 @@ def spec_of(*, heads: int, kv_heads: int, head_dim: int, hidden: int = 72, conte
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
-    """Matrices of `scheme` and norms around 1, drawn from each tensor's name."""
+    """Matrices of `scheme` and norms around 1, drawn from each tensor's name; the vector `broken` holds a NaN."""
 
     spec: ModelSpec
     scheme: Scheme
     rope_factors: NDArray[np.float32] | None = None
+    broken: str = ""
 
     def matrix(self, name: str) -> QuantTensor:
         """Draw codes, and scales that keep the sums near 1."""
@@ -55,7 +56,9 @@ class RandomModel:
         part = name.split(".")[-2]
         count = self.spec.head_dim if part.endswith("_norm") else self._shape(part)[0]
         mean = 0 if name.endswith("bias") else 1
-        return np.random.default_rng(crc32(name.encode())).normal(mean, 0.2, count).astype(np.float32)
+        values = np.random.default_rng(crc32(name.encode())).normal(mean, 0.2, count).astype(np.float32)
+        values[:1] = np.nan if name == self.broken else values[:1]
+        return values
 
     def _shape(self, part: str) -> tuple[int, int]:
         spec = self.spec

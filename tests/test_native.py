@@ -52,13 +52,13 @@ def logits(runner: Runner, *sequences: list[int], past: int = 0) -> np.ndarray:
 
 
 def test_it_computes_what_the_reference_computes(runner: NativeRunner, checkpoint: Checkpoint, prompts) -> None:
-    """Activations in 8 bits, one scale a token, are all that differs: 0.84 of the tokens stay, correlation 0.98."""
+    """Activations in 8 bits are all that differs: 0.993 of the tokens stay, correlation 0.9998."""
     reference = TorchRunner(checkpoint, kv_blocks=64, block_tokens=16, threads=1)
 
     ours, exact = logits(runner, *prompts), logits(reference, *prompts)
 
-    assert (ours.argmax(1) == exact.argmax(1)).mean() > 0.75
-    assert np.corrcoef(ours.ravel(), exact.ravel())[0, 1] > 0.95
+    assert (ours.argmax(1) == exact.argmax(1)).mean() > 0.97
+    assert np.corrcoef(ours.ravel(), exact.ravel())[0, 1] > 0.999
 
 
 def test_chunks_change_no_bit(runner: NativeRunner, prompts) -> None:
@@ -84,7 +84,7 @@ def test_every_instruction_set_computes_the_same_model(runner: NativeRunner, che
     if isa_name(isa) is None:
         pytest.skip(f"this machine has no {isa}")
     with opened(checkpoint, isa=isa) as other:
-        assert np.corrcoef(logits(other, *prompts).ravel(), logits(runner, *prompts).ravel())[0, 1] > 0.95
+        assert np.corrcoef(logits(other, prompts[0]).ravel(), logits(runner, prompts[0]).ravel())[0, 1] > 0.999
 
 
 def test_greedy_is_the_argmax_of_the_logits(runner: NativeRunner, prompts) -> None:

@@ -6,6 +6,7 @@ Accuracy is 1 / perplexity ratio. Beside it stand the mean KL divergence and how
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,20 @@ class Reference:
         """Compare a candidate with the original on every next token of the windows."""
 
         def compared(at: int) -> Tensor:
-            original = self.model.logits(self.hidden[at, :-1]).log_softmax(-1)
-            rounded = candidate.logits(candidate.hidden(self.windows[at][None])[0, :-1]).log_softmax(-1)
-            return _sums(original, rounded, self.windows[at, 1:])
+            return self._compared(at, candidate.logits(candidate.hidden(self.windows[at][None])[0, :-1]))
 
-        sums = sum(parallel(compared, range(len(self.windows)), _silent).values(), torch.zeros(4, dtype=torch.float64))
+        return self._quality(parallel(compared, range(len(self.windows)), _silent).values())
+
+    def judge_logits(self, logits_of: Callable[[Tensor], Tensor]) -> Quality:
+        """Do the same with whatever gives the logits [T, vocabulary] of a window [T], one window after the other."""
+        return self._quality(self._compared(at, logits_of(window)[:-1]) for at, window in enumerate(self.windows))
+
+    def _compared(self, at: int, logits: Tensor) -> Tensor:
+        original = self.model.logits(self.hidden[at, :-1]).log_softmax(-1)
+        return _sums(original, logits.log_softmax(-1), self.windows[at, 1:])
+
+    def _quality(self, parts: Iterable[Tensor]) -> Quality:
+        sums = sum(parts, torch.zeros(4, dtype=torch.float64))
         tokens = self.windows.numel() - len(self.windows)
         nll, original_nll, kl, same = (sums / tokens).tolist()
         return Quality(math.exp(nll), math.exp(nll - original_nll), kl, same, tokens)

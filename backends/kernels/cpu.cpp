@@ -130,19 +130,19 @@ class Buffer {
 class QuantisedRows {
    public:
     void reserve(int64_t rows, int columns) {
-        view_.columns = round_up(columns, kChunk);
-        view_.stride = Activations::stride_of(view_.columns);
-        view_.sums_stride = Activations::sums_of(view_.columns);
-        view_.codes = codes_.reserve(rows * view_.stride);
-        view_.scales = scales_.reserve(rows);
-        view_.sums = sums_.reserve(rows * view_.sums_stride);
-        view_.rows = int(rows);
+        view_.rows = int(rows), view_.columns = round_up(columns, kChunk), view_.stride = Activations::stride_of(rows);
+        const int64_t slots = view_.chunks() * view_.stride, sums = Activations::groups_of(view_.columns) * view_.stride;
+        view_.codes = codes_.reserve(2 * 32 * slots), view_.fine = view_.codes + 32 * slots;
+        view_.scales = floats_.reserve(2 * slots + sums), view_.fine_scales = view_.scales + slots;
+        view_.sums = view_.fine_scales + slots;
+        view_.is_fine = flags_.reserve(slots);
     }
     const Activations& view() const { return view_; }
 
    private:
     Buffer<int8_t> codes_;
-    Buffer<float> scales_, sums_;
+    Buffer<float> floats_;
+    Buffer<uint8_t> flags_;
     Activations view_{};
 };
 
@@ -598,10 +598,10 @@ int32_t tg_copy_block(void* engine, int32_t source, int32_t target) {
 
 void tg_close(void* engine) { delete static_cast<Engine*>(engine); }
 
-// One product outside a step: out [count, out_stride] = x [count, x_stride] quantised, times w. The activations' codes,
-// scales and the kernel's own choice of tiles are those of a step; `codes` [count, columns rounded up to 32] may be null.
+// One product outside a step: out [count, out_stride] = x [count, x_stride] quantised, times w, in the tiles of a step;
+// `seen` [count, columns rounded up to 32] gets the values that the codes of x stand for.
 int32_t tg_matmul(int32_t isa, const TgLinear* w, const float* x, int64_t x_stride, int32_t count, float* out,
-                  int64_t out_stride, int8_t* codes) {
+                  int64_t out_stride, float* seen) {
     return guarded([&]() -> int32_t {
         const Ops* ops = ops_of(isa);
         if (!ops) return TG_NO_ISA;
@@ -611,8 +611,8 @@ int32_t tg_matmul(int32_t isa, const TgLinear* w, const float* x, int64_t x_stri
         const Activations& a = rows.view();
         if (x_stride < a.columns || out_stride < round_up(w->rows, kLanes)) return TG_BAD_STEP;
         for (int row = 0; row < count; row++) ops->quantise(x + row * x_stride, a, row);
-        for (int row = 0; codes && row < count; row++)
-            memcpy(codes + int64_t(row) * a.columns, a.codes + row * a.stride, size_t(a.columns));
+        for (int row = 0; seen && row < count; row++)
+            for (int k = 0; k < a.columns; k++) seen[int64_t(row) * a.columns + k] = a.value(row, k);
         ops->matmul(*w, a, 0, panels_of(*w).panels, out, out_stride, false);
         return TG_OK;
     });

@@ -159,13 +159,13 @@ def address(array: NDArray[Any] | None, kind: type[np.generic], count: int) -> i
 
 def matmul(
     weights: Linear, x: NDArray[np.float32], *, isa: Isa = "best"
-) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Return quantised(x) @ w.T [M, rows] and the int8 codes of x [M, columns rounded up to 32]."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return quantised(x) @ w.T [M, rows] and quantised(x) [M, columns]."""
     count, width = x.shape[0], -(-weights.columns // 32) * 32
     padded = np.zeros((count, width), np.float32)
     padded[:, : weights.columns] = x
     out = np.empty((count, -(-weights.rows // LANES) * LANES), np.float32)
-    codes = np.empty((count, width), np.int8)
+    seen = np.empty((count, width), np.float32)
     status = library().tg_matmul(
         ISA[isa],
         ctypes.addressof(weights),
@@ -174,7 +174,7 @@ def matmul(
         count,
         out.ctypes.data,
         out.shape[1],
-        codes.ctypes.data,
+        seen.ctypes.data,
     )
     check(status, "matmul")
-    return out[:, : weights.rows], codes
+    return out[:, : weights.rows], seen[:, : weights.columns]

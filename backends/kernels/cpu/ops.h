@@ -6,21 +6,33 @@
 
 namespace tidegate {
 
-// Rows of int8 activations: x[m][k] = scales[m] * codes[m][k]. `sums` holds the sums of the codes over 32, then over
-// 64, then over 128 columns, so that a minimum or an offset costs one multiply-add a group. Rows are `stride` bytes
-// apart, never a power of two: twelve rows 4096 apart would share the eight ways of one cache set.
+// Rows of int8 activations, one scale a chunk of 32 columns; a chunk that stands out of its row has a second digit:
+//   x[m][k] = scales[c][m] * codes[c][m][k % 32] + fine_scales[c][m] * fine[c][m][k % 32],   c = k / 32
+// Chunk by chunk, the rows side by side: a tile of rows then lies at fixed distances from one pointer. `fine` means
+// nothing where `is_fine` is 0; its scale is 0 there. `sums` are those of x over groups of 32, then of 64, then of 128
+// columns, so that a minimum or an offset costs one multiply-add a group.
 struct Activations {
-    int8_t* codes;
-    float* scales;
-    float* sums;
-    int rows, columns;  // columns: a multiple of 32
-    int64_t stride, sums_stride;
+    int8_t *codes, *fine;         // [chunk][stride][32]
+    float *scales, *fine_scales;  // [chunk][stride]
+    float* sums;                  // [group][stride]
+    uint8_t* is_fine;             // [chunk][stride]
+    int rows, columns;            // columns: a multiple of 32
+    int64_t stride;               // odd, or rows of the same cache set would follow each other
 
-    static int64_t stride_of(int columns) { return columns + 64; }
-    static int64_t sums_of(int columns) { return columns / 32 + (columns + 63) / 64 + (columns + 127) / 128; }
-    const float* sums_for(int group) const {
-        const int n32 = columns / 32;
-        return sums + (group == 32 ? 0 : group == 64 ? n32 : n32 + (columns + 63) / 64);
+    // Tiles round five, seven, nine and eleven rows up by one, which is read and dropped.
+    static int64_t stride_of(int64_t rows) { return (rows + (rows > 4)) | 1; }
+    static int groups_of(int columns) { return columns / 32 + (columns + 63) / 64 + (columns + 127) / 128; }
+    int chunks() const { return columns / 32; }
+    const float* sums_of(int group) const {
+        return sums + stride * (group == 32 ? 0 : group == 64 ? chunks() : chunks() + (columns + 63) / 64);
+    }
+    Activations part(int first, int count) const {
+        return {codes + 32 * first,  fine + 32 * first, scales + first, fine_scales + first, sums + first,
+                is_fine + first, count,             columns,        stride};
+    }
+    float value(int m, int k) const {
+        const int64_t at = k / 32 * stride + m, code = 32 * at + k % 32;
+        return scales[at] * float(codes[code]) + (is_fine[at] ? fine_scales[at] * float(fine[code]) : 0);
     }
 };
 
