@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import openai
 import pytest
 import torch
 from gguf import GGUFWriter, RopeScalingType
@@ -19,11 +20,14 @@ from backends.engine.rope import stretch_of
 from backends.engine.runner import Batch, Runner
 from backends.engine.weights import Checkpoint, open_checkpoint
 from backends.kernels.cpu import native_missing
+from tests.conftest import SMOLLM2
+from tests.serving import serving
 from tests.tiny_checkpoint import write_tiny
 
 needs_native = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
 ALIKE = 0.97  # correlation of logits where one side has 8 bits for weights and activations; 0.984 and more measured
 CONTEXT, FACTOR, VOCABULARY = 64, 4.0, 320
+MODEL = '[[models]]\nname = "m"\nreleases = [{}]\n'
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": FACTOR, "original_max_position_embeddings": CONTEXT}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": FACTOR}
 
@@ -165,6 +169,23 @@ def test_a_prompt_of_13000_tokens_is_read_beyond_the_models_own_context(tmp_path
     model = tiny(rope_parameters=YARN | {"factor": 256.0})
     wanted = transformers_logits(model, ids, logits_to_keep=len(got))
     assert np.corrcoef(got.ravel(), wanted.ravel())[0, 1] > ALIKE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_embedded_model_takes_an_agents_prompt_once_it_is_stretched(tmp_path) -> None:
+    """With the lines that gateway.toml names, 13,000 tokens are answered through the server, and 40,000 refused."""
+    release = f'{{ source = "{SMOLLM2}", context = 32768, rope_scaling = {{ type = "yarn", factor = 4.0 }} }}'
+    with serving(tmp_path, server='request_timeout = "30m"', models=MODEL.format(release)) as served:
+        served.event("worker.ready")
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="k", max_retries=0, timeout=1800)
+
+        answer = client.completions.create(model="m", prompt=[260] * 13_000, max_tokens=4)
+        with pytest.raises(openai.BadRequestError, match="40000 tokens, but the model's context is 32768"):
+            client.completions.create(model="m", prompt=[260] * 40_000, max_tokens=4)
+
+    assert answer.usage.prompt_tokens == 13_000
+    assert answer.usage.completion_tokens == 4
 
 
 def test_a_file_that_is_stretched_already_is_not_stretched_again(tmp_path) -> None:
