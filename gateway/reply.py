@@ -41,7 +41,7 @@ class Reply:
         self._deltas: list[Delta] = []
         self._unfinished: set[int] = set()
         self._opening = asyncio.Lock()
-        self._is_open = False
+        self._is_open = self._is_ending = False
         self.has_begun = False
 
     @asynccontextmanager
@@ -88,6 +88,7 @@ class Reply:
             await self.tell(self._answer.whole(self._deltas))
             return
         self._record.status = 200
+        self._is_ending = True  # a ping after the end would be taken for the beginning of the next answer
         await self._exchange.write(self._answer.end(self._record.usage))
         await self._exchange.end()
 
@@ -123,7 +124,7 @@ class Reply:
     async def _ping(self, ping: bytes, every_s: float) -> None:
         seen = 0.0
         with suppress(ConnectionResetError):  # the client has gone, and the exchange's own task hears of it
-            while True:
+            while not self._is_ending:
                 if seen == (seen := self._record.last):
                     await self._open()
                     await self._exchange.write(ping)

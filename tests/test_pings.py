@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import anthropic
 import openai
@@ -62,6 +63,35 @@ async def test_a_ping_binds_no_call_to_its_replica() -> None:
     await bench.path.handle(Chat(), answer)
 
     assert answer.written.endswith(b"data: [DONE]\n\n")
+
+
+class Slow(Paper):
+    """An exchange whose client takes its time to read the end; notes whether anything is sent after it."""
+
+    is_ending = False
+    was_disturbed = False
+
+    async def write(self, chunk: bytes) -> None:
+        """Note a piece that comes too late."""
+        self.was_disturbed |= self.is_ending
+        await super().write(chunk)
+
+    async def end(self) -> None:
+        """Wait as long as many pings would take."""
+        self.is_ending = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await asyncio.Event().wait()
+        await super().end()
+
+
+async def test_nothing_follows_the_end() -> None:
+    """While a slow client reads the end no ping is sent after it: that would be taken for the next answer."""
+    answer = Slow(chat(stream=True))
+    await Bench(Scripted(*HELLO), ping_interval_s=0.001).path.handle(Chat(), answer)
+
+    assert answer.is_ended
+    assert not answer.was_disturbed
 
 
 async def test_pings_end_with_the_client() -> None:
