@@ -239,10 +239,11 @@ def main(arguments: Sequence[str]) -> None:
     rows: list[Row] = []
     if "rotated" in names:
         rows += measure_rotated(checkpoint, shares)
+        report("quant", rows)  # kept, should the rest be stopped
     if "shipped" in names:
         with tempfile.TemporaryDirectory(prefix="tidegate-quant-") as folder:
             rows += measure_shipped(checkpoint, Path(folder))
-    report("quant", rows)
+        report("quant", rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import openai
 import orjson
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from backends.engine.quantize import Order
 from backends.engine.runner import Batch, Runner
 from backends.engine.weights import Checkpoint, open_checkpoint
 from backends.kernels.cpu import native_missing
+from tests.serving import serving
 from tests.tiny_checkpoint import write_tiny
 
 BLOCKS = texts.WINDOW // 16
@@ -80,3 +82,12 @@ def test_the_reference_serves_what_the_report_claims_for_fp32(written):
     runner = TorchRunner(written, kv_blocks=BLOCKS, block_tokens=16, threads=1)
 
     assert perplexity(runner, written) == pytest.approx(claimed(written, "fp32"), rel=1e-4)
+
+
+def test_a_gateway_serves_the_written_folder(written, tmp_path):
+    """The folder is a release's source: a worker loads it and answers."""
+    models = f'[[models]]\nname = "small"\nreleases = [{{ source = "{written.source.files[0].parent}" }}]\n'
+    with serving(tmp_path, models=models) as served, openai.OpenAI(base_url=f"{served.url}/v1", api_key="k") as client:
+        answer = client.completions.create(model="small", prompt="The ", max_tokens=5, extra_body={"ignore_eos": True})
+
+    assert answer.usage.completion_tokens == 5
