@@ -26,7 +26,7 @@ test: $(DEV) $(NATIVE)  ## run the tests, with coverage of everything that is fr
 test-slow: $(DEV) $(NATIVE)  ## run the fuzz, soak and browser tests
 	@.venv/bin/pytest -m slow
 
-test-clients: $(DEV)  ## run the JavaScript clients; the first time downloads them (900 MB) into build/clients
+test-clients: $(DEV)  ## run the JavaScript clients and OpenClaw; the first time downloads them (900 MB) into build/clients
 	@.venv/bin/pytest --no-cov -m clients
 
 lint: $(DEV) $(NATIVE)  ## check style, formatting, the layout of the code and the docs

@@ -54,7 +54,7 @@ FAULTS = {
     "rejected": Fault("none-400", "echo:rejected"),
     "rate limit": Fault("429"),
     "overload": Fault("none-503", "echo:overloaded"),
-    "stall": Fault("none-stall", "echo:stall=2 one two three", timeout_s=1, patience_s=5),
+    "stall": Fault("none-stall", "echo:stall=2 one two three", timeout_s=3, patience_s=9),
     "cut": Fault("cut"),
     "error event": Fault("none-error", "echo:error=2 one two three"),
 }
