@@ -13,9 +13,9 @@ from itertools import groupby
 import orjson
 
 from backends.anthropic_events import Events
-from backends.api import Call, Message, Tool, ToolCall
+from backends.api import Call, Message, Tool, ToolCall, unable
 from backends.lenient import Json, count
-from backends.upstream import Post, UpstreamAnswer, cannot, unable
+from backends.upstream import Post, UpstreamAnswer, cannot
 
 _VERSION = "2023-06-01"
 _MAX_TOKENS = 4096  # the API wants a limit, and every model that speaks it allows this one
@@ -44,6 +44,11 @@ class AnthropicUpstream:
         """Refuse: this API has no tokens."""
         del token_ids, model
         raise unable("turn tokens into text")
+
+    def embed(self, call: Call, model: str) -> Post:
+        """Refuse: this API has no embeddings."""
+        del call, model
+        raise unable("make embeddings")
 
     def headers(self, api_key: str) -> Mapping[str, str]:
         """Sign by an API key."""

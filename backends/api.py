@@ -88,6 +88,7 @@ class Call:
 
     A call is answered by `len(prompts or [messages]) * choices` sequences; sequence `p * choices + i` is the
     i-th choice for the p-th prompt, and a seeded one draws from `seed + i`.
+    To embed a call is to embed its prompts, as vectors of `dimensions` if it says how many.
     `session` names the conversation it belongs to, within the tenant; None where only the prompt's beginning tells.
     `traceparent` (W3C) and `body`, the request as it was sent, are for external servers and never cross the local wire.
     `dialect` is the API in which it was sent.
@@ -110,10 +111,11 @@ class Call:
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat()
+    dimensions: int | None = None
     tenant: str = "anonymous"
     session: str | None = None
     traceparent: str | None = None
-    dialect: Literal["", "chat", "completions", "responses", "messages"] = ""
+    dialect: Literal["", "chat", "completions", "responses", "messages", "embeddings"] = ""
     body: Mapping[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -179,6 +181,14 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """A vector for each prompt of a call, as little-endian float32 bytes, and the exact count of their tokens."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What a replica can take: counts of calls, KV blocks, and the model window in tokens.
 
@@ -220,6 +230,12 @@ class BackendError(Exception):
         self.code, self.param, self.retry_after_s = code, param, retry_after_s
 
 
+def unable(what: str) -> BackendError:
+    """Return the refusal of what a model cannot do at all; `what` follows "this model cannot"."""
+    message = f"this model cannot {what}; ask another one"
+    return BackendError("rejected", message, code="unsupported_by_model", param="model")
+
+
 class Backend(Protocol):
     """One replica as the router sees it."""
 
@@ -233,6 +249,10 @@ class Backend(Protocol):
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of these tokens, special ones spelled out; raises only `BackendError`."""
+        ...
+
+    async def embed(self, call: Call) -> Embedding:
+        """Return the meaning of each of the call's prompts as a vector; raises only `BackendError`."""
         ...
 
     async def health(self) -> Health:

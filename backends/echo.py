@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from backends.api import BackendError, Call, Delta, Finish, Health, ToolCallDelta, Usage
+from backends.api import BackendError, Call, Delta, Embedding, Finish, Health, ToolCallDelta, Usage, unable
 from backends.stops import StopText
 
 CONTEXT_TOKENS = 1 << 20
@@ -70,6 +70,11 @@ class EchoBackend:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Say the ids, as the echo of a prompt of ids does."""
         return " ".join(map(str, token_ids))
+
+    async def embed(self, call: Call) -> Embedding:
+        """Refuse: words that are only repeated have no meaning here."""
+        del call
+        raise unable("make embeddings")
 
     async def health(self) -> Health:
         """Report ready, always."""

@@ -2,7 +2,7 @@
 
 A frame is `u32 big-endian length | JSON array [tag, …]`.
 To the worker: `submit <call>`, `cancel id`, `hold id`, `resume id`, `tokenize number <call>`, `detokenize number
-[token, …]`, `drain`.
+[token, …]`, `embed number <call>`, `drain`.
 To the gateway: `loading what fraction`, `hello {…}`, `step [[id, index, text, tokens, finish, extra|null], …]` (one
 frame a step for all calls of a connection), `error id {…}`, `told number ANSWER|{error}` to a question, `stats {…}`.
 
@@ -11,13 +11,14 @@ Refuses to know sockets, processes and the order of frames.
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import orjson
 
-from backends.api import BackendError, Call, Delta
+from backends.api import BackendError, Call, Delta, Embedding
 from backends.wire import rebuild
 
 SUBMIT_LIMIT_BYTES = 64 << 20
@@ -100,6 +101,19 @@ def unpack_delta(entry: list[Any]) -> Delta:
     if not extra:
         return Delta(*plain)
     return _rebuild(Delta, {**dict(zip(_DELTA_FIELDS, plain, strict=True)), **extra})
+
+
+def pack_embedding(embedding: Embedding) -> list[object]:
+    """Turn vectors into the answer to an `embed`."""
+    return [embedding.prompt_tokens, [b64encode(vector).decode() for vector in embedding.vectors]]
+
+
+def unpack_embedding(wire: object) -> Embedding:
+    """Rebuild vectors."""
+    match wire:
+        case [int(tokens), list(vectors)]:
+            return Embedding(tuple(map(b64decode, vectors)), tokens)
+    raise FrameError("vectors do not have the expected form")
 
 
 def pack_error(error: BackendError) -> dict[str, object]:

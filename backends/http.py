@@ -12,14 +12,14 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from backends.anthropic_upstream import AnthropicUpstream
-from backends.api import BackendError, Call, Delta, Health
+from backends.api import BackendError, Call, Delta, Embedding, Health, unable
 from backends.http_body import Body
 from backends.http_client import Client, Server
 from backends.http_watch import Changed, Watch
-from backends.lenient import Json, parsed, text
+from backends.lenient import Json, child, children, count, parsed, text, vector_of
 from backends.openai_upstream import OpenAIUpstream
 from backends.sse import EventReader, SseError
-from backends.upstream import NOT_FOUND, Post, UpstreamAnswer, UpstreamDialect, broken, unable
+from backends.upstream import NOT_FOUND, Post, UpstreamAnswer, UpstreamDialect, broken
 
 __all__ = ["HttpBackend", "Server"]
 
@@ -60,6 +60,15 @@ class HttpBackend:
         """See `api.Backend`."""
         told = await self._told(self._dialect.detokenize(token_ids, self._model), "turn tokens into text")
         return text(told, "prompt")
+
+    async def embed(self, call: Call) -> Embedding:
+        """See `api.Backend`."""
+        told = await self._told(self._dialect.embed(call, self._model), "make embeddings")
+        entries = sorted(children(told, "data"), key=lambda entry: count(entry, "index") or 0)
+        vectors = tuple(vector_of(entry.get("embedding")) for entry in entries)
+        if len(vectors) != len(call.prompts) or not all(vectors):
+            raise broken("sent other vectors than were asked for", has_spoken=False)
+        return Embedding(vectors, count(child(told, "usage"), "prompt_tokens") or 0)
 
     async def health(self) -> Health:
         """See `api.Backend`; found out by `watch`."""

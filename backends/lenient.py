@@ -5,6 +5,8 @@ Refuses to know what any field means.
 
 from __future__ import annotations
 
+import struct
+from base64 import b64decode
 from collections.abc import Mapping
 
 import orjson
@@ -50,6 +52,16 @@ def numbers(values: Json, name: str) -> list[int]:
     """Return the whole numbers of an array."""
     items = values.get(name)
     return [item for item in items if type(item) is int] if isinstance(items, list) else []
+
+
+def vector_of(value: object) -> bytes:
+    """Return numbers, or base64 of them, as little-endian float32; nothing when it is neither."""
+    try:
+        if isinstance(value, str):
+            return b64decode(value, validate=True)
+        return struct.pack(f"<{len(value)}f", *value) if isinstance(value, list) else b""
+    except (struct.error, ValueError):
+        return b""
 
 
 def real(values: Json, name: str) -> float:

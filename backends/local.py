@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from backends import frames
-from backends.api import BackendError, Call, Delta, Health
+from backends.api import BackendError, Call, Delta, Embedding, Health
 
 # Unread deltas of one call: from HOLD on the worker is asked to pause it, below RESUME to go on. What is on its way
 # meanwhile is a step or two; a worker that has not paused at BOUND never will.
@@ -250,6 +250,10 @@ class LocalBackend:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """See `api.Backend`."""
         return str(await self._connected().ask("detokenize", list(token_ids)))
+
+    async def embed(self, call: Call) -> Embedding:
+        """See `api.Backend`."""
+        return frames.unpack_embedding(await self._connected().ask("embed", frames.pack_call(call)))
 
     async def health(self) -> Health:
         """See `api.Backend`; the figures are at most a second old."""

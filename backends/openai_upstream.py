@@ -46,6 +46,11 @@ class OpenAIUpstream:
         """Ask in vLLM's words."""
         return Post("/detokenize", {"model": model, "tokens": list(token_ids)}, is_at_root=True)
 
+    def embed(self, call: Call, model: str) -> Post:
+        """Ask for plain numbers, which every server knows to write."""
+        body = dict(call.body) if call.dialect == "embeddings" else {"input": list(call.prompts)}
+        return Post("/embeddings", {**body, "model": model, "encoding_format": "float"})
+
     def headers(self, api_key: str) -> Mapping[str, str]:
         """Sign by a bearer token."""
         return {"authorization": f"Bearer {api_key}"} if api_key else {}

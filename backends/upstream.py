@@ -71,6 +71,10 @@ class UpstreamDialect(Protocol):
         """Ask for the text of tokens."""
         ...
 
+    def embed(self, call: Call, model: str) -> Post:
+        """Ask for the vectors of a call's prompts."""
+        ...
+
     def headers(self, api_key: str) -> Mapping[str, str]:
         """Return the headers that sign a question."""
         ...
@@ -108,12 +112,6 @@ class Endings:
 def cannot(param: str, message: str) -> BackendError:
     """Return the refusal of what the server's API has no words for; the message continues the sentence of `param`."""
     return BackendError("rejected", f"{param} {message}", code="unsupported_value", param=param)
-
-
-def unable(what: str) -> BackendError:
-    """Return the refusal of what the server cannot do at all."""
-    message = f"the server behind this model cannot {what}"
-    return BackendError("rejected", message, code="unsupported_by_backend", param="model")
 
 
 def broken(message: str, *, has_spoken: bool) -> BackendError:

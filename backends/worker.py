@@ -13,32 +13,30 @@ import asyncio
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import orjson
 
 from backends import frames
-from backends.api import BackendError, Call, Delta
+from backends.api import BackendError, Call, Delta, unable
+from backends.encoder_worker import EncoderWorker
 from backends.engine import Engine, Event, Prepared
+from backends.engine.encoder_folder import is_encoder
 from backends.engine.loading import Choice, load
 from backends.engine.planning import Settings, settings_of
+from backends.engine.problems import CheckpointError
 from backends.engine.thread import EngineThread
+from backends.peer import Peer, log
 
 Made = TypeVar("Made")
-UNSENT_LIMIT_BYTES = 64 << 20
 STATS_EVERY_S = 1.0
 EX_SOFTWARE, EX_CONFIG = 70, 78
-
-
-def log(event: str, **fields: object) -> None:
-    """Write one JSON line to standard error, where the pool reads it."""
-    os.write(2, orjson.dumps({"event": event, **fields}) + b"\n")
 
 
 @dataclass(slots=True)
@@ -47,58 +45,6 @@ class Live:
 
     peer: Peer
     unfinished: int
-
-
-class Peer(asyncio.Protocol):
-    """One gateway's connection."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._reader = frames.FrameReader(frames.SUBMIT_LIMIT_BYTES)
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let only our own user in."""
-        self._transport = cast("asyncio.Transport", transport)
-        uid = _peer_uid(transport.get_extra_info("socket"))
-        if uid != os.getuid():
-            log("worker.refused", uid=uid)
-            self.abort()
-            return
-        self._worker.joined(self)
-
-    def data_received(self, data: bytes) -> None:
-        """Obey each frame; one that makes no sense ends the connection."""
-        try:
-            for frame in self._reader.feed(data):
-                self._worker.obey(self, frame)
-        except frames.FrameError as exc:
-            log("worker.bad_frame", error=str(exc))
-            self.abort()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        """Nobody is left to hear the answers."""
-        self._transport = None
-        self._worker.left(self)
-
-    def send(self, sent: bytes) -> None:
-        """Write frames; a gateway that has stopped reading is given up."""
-        if self._transport is None:
-            return
-        self._transport.write(sent)
-        if self._transport.get_write_buffer_size() > UNSENT_LIMIT_BYTES:
-            log("worker.peer_stuck", unsent_bytes=self._transport.get_write_buffer_size())
-            self.abort()
-
-    def close(self) -> None:
-        """Send what is left, then drop the connection."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        """Drop the connection and what was not sent."""
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class Worker:
@@ -155,6 +101,8 @@ class Worker:
                 self._question(peer, request_id, lambda engine: engine.tokens(asked))
             case ["detokenize", request_id, list(token_ids)]:
                 self._question(peer, request_id, lambda engine: engine.text(token_ids))
+            case ["embed", number, _]:
+                peer.send(frames.encode("told", number, frames.pack_error(unable("make embeddings"))))
             case ["drain"]:
                 self._is_draining = True
                 self._end_if_drained()
@@ -317,9 +265,12 @@ def _warmed(done: asyncio.Future[None]) -> None:
         log("worker.warm_failed", error=repr(exc))
 
 
-def _peer_uid(peer: socket.socket) -> int:
-    _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+def _worker(settings: Settings) -> Worker | EncoderWorker:
+    """Make the kind of worker that the source is for; one that cannot be read fails where it is loaded."""
+    with suppress(CheckpointError):
+        if is_encoder(settings.source):
+            return EncoderWorker(settings)
+    return Worker(settings)
 
 
 def main() -> None:
@@ -330,7 +281,7 @@ def main() -> None:
     settings = settings_of(orjson.loads(sys.stdin.buffer.readline()))
 
     async def serve() -> int:
-        return await Worker(settings).run(socket.socket(fileno=fd))
+        return await _worker(settings).run(socket.socket(fileno=fd))
 
     os._exit(asyncio.run(serve()))
 

@@ -152,7 +152,8 @@ class RequestPath:
 
     async def _put(self, replica: Replica, question: Question, call: Call, reply: Reply) -> None:
         """Give the replica's answer to a question to the client."""
-        await reply.tell(await question.ask(call, replica.backend))
+        told = await question.ask(call, replica.backend)
+        await reply.tell(told.body, told.usage)
 
 
 def _bug(request_id: str) -> Refusal:

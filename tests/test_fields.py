@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from anthropic.types import message_create_params as messages
 from openai.types import completion_create_params as completions
+from openai.types import embedding_create_params as embeddings
 from openai.types.chat import completion_create_params as chat
 from openai.types.responses import response_create_params as responses
 
 from backends.api import Call
-from gateway.dialects import Dialect
+from gateway.dialects import Endpoint
 from gateway.dialects.anthropic import Messages
 from gateway.dialects.openai import Chat, Completions
 from gateway.dialects.responses import Responses
 from gateway.dialects.stored import MemoryResponses
+from gateway.embeddings import Embeddings
 from gateway.identity import session_of
 from gateway.refusal import Refusal
 
@@ -29,12 +31,14 @@ PUBLISHED: dict[str, type] = {
     "completions": completions.CompletionCreateParamsStreaming,
     "responses": responses.ResponseCreateParamsStreaming,
     "messages": messages.MessageCreateParamsStreaming,
+    "embeddings": embeddings.EmbeddingCreateParams,
 }
-DIALECTS: dict[str, tuple[Dialect, dict[str, object]]] = {
+DIALECTS: dict[str, tuple[Endpoint, dict[str, object]]] = {
     "chat": (Chat(), {"messages": HI}),
     "completions": (Completions(), {"prompt": "hi"}),
     "responses": (Responses(MemoryResponses()), {"input": "hi"}),
     "messages": (Messages(), {"messages": HI, "max_tokens": 9}),
+    "embeddings": (Embeddings(), {"input": "hi"}),
 }
 NO_LONGER_PUBLISHED = {"messages": {"temperature", "top_k", "top_p"}}
 HARMLESS: dict[str, object] = {"reasoning": {"effort": "low"}, "thinking": {"type": "adaptive"}, "truncation": "auto"}

@@ -319,4 +319,4 @@ async def test_a_server_that_cannot_count_is_said_to(answer: bytes) -> None:
         with pytest.raises(BackendError, match="cannot tell the tokens") as refused:
             await backend.tokenize(ask("hi", "id"))
 
-    assert (refused.value.kind, refused.value.code) == ("rejected", "unsupported_by_backend")
+    assert (refused.value.kind, refused.value.code) == ("rejected", "unsupported_by_model")

@@ -29,6 +29,7 @@ BODIES = {
     "completions": bodies.COMPLETIONS,
     "responses": bodies.RESPONSES,
     "messages": bodies.MESSAGES,
+    "embeddings": bodies.EMBEDDINGS,
 }
 
 

@@ -15,7 +15,7 @@ from backends.engine.planning import Settings
 from backends.engine.quantised import Quantised
 from backends.engine.weights import Checkpoint
 from backends.kernels.cpu import native_missing
-from tests.conftest import SMOLLM2
+from tests.conftest import MINILM, SMOLLM2
 from tests.serving import TIDEGATE
 
 MEMINFO = "MemTotal:        1000 kB\nMemFree:          10 kB\n"
@@ -50,6 +50,14 @@ def test_a_plan_beyond_the_machine_exits_1(tmp_path: Path) -> None:
 
     assert run.returncode == 1
     assert "does not fit: lower [batching] kv_memory, replicas" in run.stdout
+
+
+def test_an_encoder_has_no_cache_to_plan(tmp_path: Path) -> None:
+    """What makes vectors holds weights and one batch."""
+    run = planned(tmp_path, RELEASE.format(MINILM))
+
+    assert run.returncode == 0, run.stderr
+    assert "m/stable: 1 worker, an encoder\n  weights             86 MiB\n" in run.stdout
 
 
 def test_a_release_that_cannot_start_is_told_and_the_others_planned(tmp_path: Path) -> None:

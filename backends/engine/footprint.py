@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from backends.engine.encoder_folder import encoder_bytes, is_encoder
 from backends.engine.loading import Choice, choose, opened, token_bytes
 from backends.engine.machine import memory_bytes
 from backends.engine.packing import panel_shape
@@ -88,6 +89,9 @@ def tell(asked: Sequence[Asked], say: Callable[[str], None]) -> bool:
     total, is_sound = 0, True
     for each in asked:
         try:
+            if is_encoder(each.settings.source):
+                total += each.replicas * _tell_encoder(each, say)
+                continue
             found = footprint(each.settings)
         except CheckpointError as exc:
             say(f"{each.name}: cannot start: {exc}")
@@ -100,6 +104,16 @@ def tell(asked: Sequence[Asked], say: Callable[[str], None]) -> bool:
     says = "fits" if total <= has else "does not fit: lower [batching] kv_memory, replicas, or choose a smaller model"
     say(f"all workers: {_size(total)} of {_size(has)}: {says}")
     return is_sound and total <= has
+
+
+def _tell_encoder(asked: Asked, say: Callable[[str], None]) -> int:
+    """Tell what a model that makes vectors holds: it has no KV cache."""
+    weights, batch = encoder_bytes(asked.settings.source)
+    worker = weights + batch + PROCESS_BYTES["native"]
+    say(f"{asked.name}: {asked.replicas} worker{'s' if asked.replicas > 1 else ''}, an encoder")
+    say(f"  weights             {_size(weights)}")
+    say(f"  memory a worker     {_size(worker)} at most")
+    return worker
 
 
 def _lines(asked: Asked, found: Footprint) -> Iterator[str]:

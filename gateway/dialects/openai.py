@@ -77,7 +77,7 @@ class Completions:
         fields.unsupported("best_of", unless=(fields.integer("n", 1, low=1, high=_MAX_SEQUENCES),))
         max_tokens = _token_limit(fields, "max_tokens") or _COMPLETION_TOKENS
         logprobs = fields.integer("logprobs", None, low=0, high=20)
-        call = replace(_call(fields, call_id, tenant), prompts=_prompts(fields), max_tokens=max_tokens)
+        call = replace(_call(fields, call_id, tenant), prompts=prompts(fields, "prompt"), max_tokens=max_tokens)
         return _consistent(replace(call, logprobs=logprobs, dialect="completions"))
 
     def answer(self, call: Call, *, now: float) -> Answer:
@@ -222,19 +222,19 @@ def _tool_call(fields: Fields) -> ToolCall:
     return ToolCall(fields.required_text("id"), function.required_text("name"), function.text("arguments", ""))
 
 
-def _prompts(fields: Fields) -> tuple[str | tuple[int, ...], ...]:
-    """Return the prompts: one string, one array of token ids, or an array of either."""
-    fields.require("prompt")
-    prompt = fields.values["prompt"]
+def prompts(fields: Fields, name: str) -> tuple[str | tuple[int, ...], ...]:
+    """Return texts to compute with: one string, one array of token ids, or an array of either."""
+    fields.require(name)
+    prompt = fields.values[name]
     if isinstance(prompt, str):
         return (prompt,)
     if not isinstance(prompt, list):
-        raise refusal("prompt", "must be a string, an array of strings, or arrays of token ids", code="invalid_type")
+        raise refusal(name, "must be a string, an array of strings, or arrays of token ids", code="invalid_type")
     if not prompt:
-        raise refusal("prompt", "is empty; give a text or token ids")
+        raise refusal(name, "is empty; give a text or token ids")
     if type(prompt[0]) is int:
-        return (_token_ids(prompt, "prompt"),)
-    return tuple(_prompt(each, f"prompt[{i}]") for i, each in enumerate(prompt))
+        return (_token_ids(prompt, name),)
+    return tuple(_prompt(each, f"{name}[{i}]") for i, each in enumerate(prompt))
 
 
 def _prompt(prompt: object, path: str) -> str | tuple[int, ...]:

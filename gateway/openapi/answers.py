@@ -100,6 +100,22 @@ MESSAGE = shape(
     }
 )
 COUNTED = shape({"input_tokens": _COUNT})
+EMBEDDINGS = shape(
+    {
+        "object": constant("list"),
+        "data": array(
+            shape(
+                {
+                    "object": constant("embedding"),
+                    "index": _COUNT,
+                    "embedding": either(TEXT, array({"type": "number"}, fewest=1)),
+                }
+            )
+        ),
+        "model": TEXT,
+        "usage": shape({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+    }
+)
 TOKENIZED = shape({"count": _COUNT, "max_model_len": _COUNT, "tokens": array(_COUNT), "token_strs": NOTHING})
 DETOKENIZED = shape({"prompt": TEXT})
 MODEL = shape(

@@ -157,16 +157,15 @@ CHAT = shape(
     },
 )
 
+
+def _prompts(most: int) -> Schema:
+    """Describe texts, as themselves or as tokens."""
+    tokens = array(integer(0, _INTEGER_MAX), fewest=1)
+    return either(text(), array(text(), fewest=1, most=most), tokens, array(tokens, fewest=1, most=most))
+
+
 COMPLETIONS = shape(
-    {
-        "model": MODEL,
-        "prompt": either(
-            text(),
-            array(text(), fewest=1, most=128),
-            array(integer(0, _INTEGER_MAX), fewest=1),
-            array(array(integer(0, _INTEGER_MAX), fewest=1), fewest=1, most=128),
-        ),
-    },
+    {"model": MODEL, "prompt": _prompts(128)},
     {
         **_OPENAI,
         "best_of": said(integer(1, 128), "only what n is"),
@@ -254,6 +253,11 @@ MESSAGES = shape(
 )
 
 COUNT_TOKENS = shape({"model": MODEL, "messages": _MESSAGES}, _PROMPT_OF_MESSAGES)
+
+EMBEDDINGS = shape(
+    {"model": MODEL, "input": _prompts(2048)},
+    {"dimensions": integer(1, 65_536), "encoding_format": text("float", "base64"), "user": _IGNORED},
+)
 
 TOKENIZE = either(
     shape({"model": MODEL, "prompt": text()}, {"add_special_tokens": constant(True)}),

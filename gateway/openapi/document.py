@@ -67,6 +67,9 @@ _OPERATIONS: Mapping[str, Mapping[str, Operation]] = {
             summary="Count a prompt's tokens", body=bodies.COUNT_TOKENS, answer=answers.COUNTED, api="anthropic"
         ),
     },
+    "/embeddings": {
+        "post": Operation(summary="Texts to vectors", body=bodies.EMBEDDINGS, answer=answers.EMBEDDINGS),
+    },
     "/tokenize": {"post": Operation(summary="Text to tokens", body=bodies.TOKENIZE, answer=answers.TOKENIZED)},
     "/detokenize": {"post": Operation(summary="Tokens to text", body=bodies.DETOKENIZE, answer=answers.DETOKENIZED)},
     "/models": {"get": Operation(summary="List models", answer=answers.MODELS, api="either")},
