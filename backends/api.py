@@ -190,7 +190,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a replica can take: counts of calls, KV blocks, and the model window in tokens.
+    """What a replica can take: counts of calls, KV blocks, and the model window in tokens; tokens guessed since start.
 
     A replica that is not ready is starting, unless it `is_down`: then nobody waits for it.
     """
@@ -202,6 +202,8 @@ class Health:
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     context_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     is_down: bool = False
 
 

@@ -267,6 +267,8 @@ class LocalBackend:
             slots=connection.hello["slots"],
             kv_blocks_used=connection.stats.get("kv_blocks_used", 0),
             kv_blocks_total=connection.hello["kv_blocks_total"],
+            drafted_tokens=connection.stats.get("drafted_tokens", 0),
+            accepted_tokens=connection.stats.get("accepted_tokens", 0),
             context_tokens=connection.hello["context_tokens"],
         )
 

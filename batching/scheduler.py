@@ -7,6 +7,7 @@ The rules, in order:
    of the line again and is computed anew (its full blocks often are still known). The oldest never loses, so all end.
 3. The line moves strictly in order while there are places, budget and blocks for the whole of the next sequence.
 4. The last token of a prompt is always computed, since its logits are wanted. When its block is known, it is copied.
+5. In a step without prompts, guesses (`batching/drafts.py`) take what budget and blocks nobody else wants.
 
 Refuses to know tensors, text and what a call is. Pure: reads no clock, waits for nothing.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from batching.blocks import ROOT_KEY, Blocks, chain_key
@@ -23,11 +25,12 @@ from batching.queue import Queue
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one step and of the line before it."""
+    """Bounds of one step and of the line before it; `max_draft` is the most guesses a sequence computes in a step."""
 
     max_batch: int
     token_budget: int
     max_waiting: int
+    max_draft: int = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +57,11 @@ class Sequence:
         self.prompt_tokens = len(self.tokens)
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether all its tokens but the last are computed."""
+        return self.computed + 1 == len(self.tokens) and not self.is_held
+
+    @property
     def is_leading(self) -> bool:
         """Whether its prompt is being computed for the first time."""
         return bool(self.table) and not self.is_done and len(self.tokens) == self.prompt_tokens
@@ -61,12 +69,16 @@ class Sequence:
 
 @dataclass(slots=True)  # not frozen: that takes three times as long to make, once a token
 class Chunk:
-    """`count` tokens of a sequence from `start` on; `is_last` when the next token can be sampled after it."""
+    """`count` tokens of a sequence from `start` on; `is_last` when the next token can be sampled after it.
+
+    The last of them are the guesses in `draft`, if there are any: the next token can be sampled before each as well.
+    """
 
     sequence: Sequence
     start: int
     count: int
     is_last: bool
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +142,32 @@ class Scheduler:
             self.parked.discard(sequence)
             self.waiting.rejoin(sequence)
 
-    def plan(self) -> Plan:
+    def plan(self, drafts: Mapping[Sequence, list[int]] | None = None) -> Plan:
         """Decide the next step. Every planned block is taken when this returns; `advance` must follow."""
         plan = Plan([], [])
         places, budget = self._plan_running(plan)
         if places > 0 and budget > 0:
             self._admit(plan, places, budget)
+        if drafts and all(chunk.count == 1 for chunk in plan.chunks):
+            self._add_drafts(plan, drafts)
         return plan
 
-    def advance(self, plan: Plan) -> None:
-        """Note that the planned step was computed, and let its full blocks be found."""
+    def advance(self, plan: Plan, sampled: Mapping[Sequence, list[int]]) -> None:
+        """Note that the planned step was computed and which tokens came of it; let its full blocks be found.
+
+        `sampled` holds the guesses that were right and the token after them, one at least for each last chunk.
+        """
         size = self.blocks.block_tokens
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if not sequence.is_done:
-                sequence.computed = chunk.start + chunk.count
-                if sequence.computed // size > sequence.published:
-                    self._publish(sequence)
+            if sequence.is_done:
+                continue
+            sequence.computed = chunk.start + chunk.count - len(chunk.draft)
+            if chunk.is_last:
+                sequence.computed += len(sampled[sequence]) - 1
+                sequence.tokens += sampled[sequence]
+            if sequence.computed // size > sequence.published:
+                self._publish(sequence)
 
     def _plan_running(self, plan: Plan) -> tuple[int, int]:
         """Plan for who has a place, by age; return the places and the budget that are left."""
@@ -163,6 +184,19 @@ class Scheduler:
                 budget -= count
                 for_prompts -= count if pending > 1 else 0
         return self.limits.max_batch - self.active, min(for_prompts, budget)
+
+    def _add_drafts(self, plan: Plan, drafts: Mapping[Sequence, list[int]]) -> None:
+        """Compute guesses too, but leave a free block for everybody who runs: no guess ever costs one its place."""
+        budget = self.limits.token_budget - len(plan.chunks)
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            draft = drafts.get(sequence, [])[: max(0, budget)]
+            while draft and self._missing(sequence, 1 + len(draft)) > max(0, self.blocks.free - len(self.running)):
+                draft.pop()
+            if draft:
+                self._make_room(sequence, 1 + len(draft))
+                chunk.draft, chunk.count = tuple(draft), 1 + len(draft)
+                budget -= len(draft)
 
     def _admit(self, plan: Plan, places: int, budget: int) -> None:
         """Give places to those in line, in order, until one does not fit."""
@@ -218,13 +252,16 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, count: int) -> bool:
         """Take the blocks for a chunk, if need be from the youngest; False when that is the sequence itself."""
-        missing = self.blocks.count_for(sequence.computed + count) - len(sequence.table)
+        missing = self._missing(sequence, count)
         while missing > self.blocks.free:
             self._strip_one(only_held=False)
             if not sequence.table:
                 return False
         sequence.table.extend([self.blocks.take() for _ in range(missing)])
         return True
+
+    def _missing(self, sequence: Sequence, count: int) -> int:
+        return self.blocks.count_for(sequence.computed + count) - len(sequence.table)
 
     def _strip_one(self, *, only_held: bool) -> bool:
         """Take place and blocks from the youngest on hold, else from the youngest; False when there is none."""

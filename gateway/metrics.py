@@ -62,6 +62,12 @@ class Metrics:
         self.ready = Gauge("tidegate_replica_ready", "1 while a replica serves.", _REPLICA, registry=registry)
         self.kv_blocks_used = Gauge("tidegate_kv_blocks_used", "KV blocks in use.", _REPLICA, registry=registry)
         self.kv_blocks_total = Gauge("tidegate_kv_blocks", "KV blocks that a replica has.", _REPLICA, registry=registry)
+        self.drafted_tokens = Gauge(
+            "tidegate_drafted_tokens", "Tokens guessed ahead since the worker started.", _REPLICA, registry=registry
+        )
+        self.accepted_tokens = Gauge(
+            "tidegate_accepted_tokens", "Those of them that were right.", _REPLICA, registry=registry
+        )
         self.worker_restarts = Counter(
             "tidegate_worker_restarts_total", "Workers started again after they died.", _REPLICA, registry=registry
         )
@@ -74,6 +80,8 @@ class Metrics:
             self.waiting.labels(model, replica).set(health.waiting)
             self.kv_blocks_used.labels(model, replica).set(health.kv_blocks_used)
             self.kv_blocks_total.labels(model, replica).set(health.kv_blocks_total)
+            self.drafted_tokens.labels(model, replica).set(health.drafted_tokens)
+            self.accepted_tokens.labels(model, replica).set(health.accepted_tokens)
 
     def observe_usage(self, model: str, tenant: str, usage: Usage) -> None:
         """Count the tokens of a call that has ended."""

@@ -229,7 +229,7 @@ def schedule(engine: Engine, calls: list[Call], data: st.DataObject) -> tuple[He
     return finish(engine, heard), cancelled
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(CALLS, st.integers(12, 30), st.integers(1, 5), st.integers(1, 24), st.data())
 def test_company_never_changes_an_answer(
     specs: list[tuple[str, float, int, int]], kv_blocks: int, batch: int, budget: int, data: st.DataObject
@@ -239,14 +239,15 @@ def test_company_never_changes_an_answer(
         toy_call(text, f"call-{n}", temperature=temperature, max_tokens=tokens, choices=choices)
         for n, (text, temperature, tokens, choices) in enumerate(specs)
     ]
-    engine = toy_engine(kv_blocks=kv_blocks, max_batch=batch, token_budget=budget)
+    habit, max_draft = data.draw(st.sampled_from([0.0, 12.0])), data.draw(st.integers(0, 6))
+    engine = toy_engine(kv_blocks=kv_blocks, habit=habit, max_batch=batch, token_budget=budget, max_draft=max_draft)
 
     heard, cancelled = schedule(engine, calls, data)
 
     assert engine.blocks.free == engine.blocks.total
     assert engine.unanswered == 0
     for call in calls:
-        alone = answer(call)
+        alone = answer(call, habit=habit)
         for index in range(call.choices):
             whole, told = alone.text(call.id, index), heard.text(call.id, index)
             assert whole.startswith(told) if call.id in cancelled else whole == told

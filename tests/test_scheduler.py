@@ -26,10 +26,7 @@ def arrive(s: Scheduler, *prompts: list[int]) -> list[Sequence]:
 def step(s: Scheduler) -> Plan:
     """Plan and compute one step; each sequence whose last token was computed gets a next one."""
     plan = s.plan()
-    s.advance(plan)
-    for chunk in plan.chunks:
-        if chunk.is_last:
-            chunk.sequence.tokens.append(1000 + len(chunk.sequence.tokens))
+    s.advance(plan, {c.sequence: [1000 + len(c.sequence.tokens)] for c in plan.chunks if c.is_last})
     return plan
 
 

@@ -6,6 +6,7 @@ A wrong block table, a block written while shared or a leaked one therefore give
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,15 @@ SPEC = ModelSpec("toy", 1, 1, 1, 1, 1, 1, VOCABULARY, CONTEXT, 1e-5, 1e4, tied_h
 
 
 class ToyRunner:
-    """A hash of everything before a token is its logits; a prompt with POISON makes them NaN."""
+    """A hash of everything before a token is its logits; a prompt with POISON makes them NaN.
 
-    def __init__(self, kv_blocks: int = 64, block_tokens: int = 4) -> None:
+    With a `habit` it likes to go round in circles, so that what it says can often be guessed.
+    """
+
+    def __init__(self, kv_blocks: int = 64, block_tokens: int = 4, habit: float = 0.0) -> None:
         self.spec, self.kv_blocks, self.block_tokens = SPEC, kv_blocks, block_tokens
         self._kv = np.full((kv_blocks, block_tokens), -1, np.int64)
+        self._habit = habit
         self.is_out_of_order = False
         self.widest = 0
 
@@ -67,6 +72,7 @@ class ToyRunner:
         for token in tokens:
             seed = (seed * 1_000_003 + int(token) + 1) % (1 << 61)
         logits = np.random.default_rng(seed).normal(scale=3, size=VOCABULARY).astype(np.float32)
+        logits[(tokens[-1] + 1) % 3] += self._habit
         logits[POISON] = -np.inf
         return logits
 
@@ -117,10 +123,12 @@ class ToyTokenizer:
         return ToyDetokenizer()
 
 
-def toy_engine(*, kv_blocks: int = 64, max_batch: int = 8, token_budget: int = 32, max_waiting: int = 64) -> Engine:
+LIMITS = Limits(max_batch=8, token_budget=32, max_waiting=64, max_draft=4)
+
+
+def toy_engine(*, kv_blocks: int = 64, habit: float = 0.0, **limits: int) -> Engine:
     """Make an engine over the toy model, with blocks of 4 tokens and a context of 48."""
-    limits = Limits(max_batch=max_batch, token_budget=token_budget, max_waiting=max_waiting)
-    return Engine(ToyRunner(kv_blocks), ToyTokenizer(), limits, context_tokens=CONTEXT)
+    return Engine(ToyRunner(kv_blocks, habit=habit), ToyTokenizer(), replace(LIMITS, **limits), context_tokens=CONTEXT)
 
 
 def toy_call(text: str = "hello", call_id: str = "call", *, temperature: float = 0.0, **settings: object) -> Call:
@@ -163,8 +171,8 @@ def finish(engine: Engine, heard: Heard | None = None) -> Heard:
     return heard
 
 
-def answer(call: Call) -> Heard:
-    """Answer one call alone."""
-    engine = toy_engine()
+def answer(call: Call, *, habit: float = 0.0) -> Heard:
+    """Answer one call alone, without guesses."""
+    engine = toy_engine(habit=habit, max_draft=0)
     start(engine, call)
     return finish(engine)

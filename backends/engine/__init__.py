@@ -23,9 +23,11 @@ from backends.engine.runner import Runner
 from backends.engine.sampler import Choice, Rules, Sampler
 from backends.stops import StopText
 from batching.blocks import Blocks
+from batching.drafts import MOST_ROWS, Drafter
 from batching.scheduler import Limits, Plan, Scheduler, Sequence
 
 Event = tuple[str, Delta | BackendError]
+Chosen = tuple[Answer, list[Choice], int]  # the tokens sampled for an answer, and how many were guessed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Stats:
     steps: int = 0
     computed_tokens: int = 0
     sampled_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     preemptions: int = 0
 
 
@@ -61,13 +65,21 @@ class Scores:
     best: list[int]
     logits: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
-    def choose(self, row: int, answer: Answer) -> Choice:
-        """Choose the next token of an answer; ArithmeticError when the model computed nonsense."""
+    def choose(self, row: int, draft: tuple[int, ...], answer: Answer) -> list[Choice]:
+        """Choose the next tokens of an answer: one, and one more for each guess that was right, until it ends."""
+        choices = [self._choose(row, answer, 0)]
+        for at, guess in enumerate(draft, 1):
+            if choices[-1].token != guess or answer.is_whole:
+                break
+            choices.append(self._choose(row + at, answer, at))
+        return choices
+
+    def _choose(self, row: int, answer: Answer, ahead: int) -> Choice:
         if self.best[row] < 0:
             raise ArithmeticError("the model computed no finite logits")
         if answer.sampler is None:
             return Choice(self.best[row])
-        return answer.sampler.choose(self.logits[row], len(answer.sequence.tokens))
+        return answer.sampler.choose(self.logits[row], len(answer.sequence.tokens) + ahead)
 
 
 class Engine:
@@ -150,12 +162,12 @@ class Engine:
 
     def step(self, now: float) -> list[Event]:
         """Compute one step; return what it brought for which call."""
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(self._drafts())
         scores = self._compute(plan)
         chosen, failed = self._choose(plan, scores)
-        self._scheduler.advance(plan)
+        self._scheduler.advance(plan, {a.sequence: [choice.token for choice in choices] for a, choices, _ in chosen})
         told = self._take(chosen, now)
-        self._count(plan, len(chosen))
+        self._count(plan, chosen)
         return failed + told
 
     def fail_running(self, message: str) -> list[Event]:
@@ -164,8 +176,17 @@ class Engine:
         for call_id in running:
             self.cancel(call_id)
         self.blocks.forget_all()
-        self._count(Plan([], []), 0)
+        self._count(Plan([], []), [])
         return [(call_id, BackendError("broken", message)) for call_id in running]
+
+    def _drafts(self) -> dict[Sequence, list[int]]:
+        """Guess ahead for who decodes, unless so many do that it cannot pay."""
+        rows, most = self._scheduler.active, self._limits.max_draft
+        if not most or rows > MOST_ROWS:
+            return {}
+        decoding = [sequence for sequence in self._scheduler.running if sequence.is_decoding]
+        drafts = {sequence: self._answers[sequence].draft(rows=rows, most=most) for sequence in decoding}
+        return {sequence: draft for sequence, draft in drafts.items() if draft}
 
     def _compute(self, plan: Plan) -> Scores:
         for source, target in plan.copies:
@@ -179,27 +200,35 @@ class Engine:
         logits = self._runner.forward(batch, best)
         return Scores(best.tolist(), logits)
 
-    def _choose(self, plan: Plan, scores: Scores) -> tuple[list[tuple[Answer, Choice]], list[Event]]:
+    def _choose(self, plan: Plan, scores: Scores) -> tuple[list[Chosen], list[Event]]:
         """Sample the next tokens; a call whose row cannot be sampled ends with an error, and only that call."""
-        chosen: list[tuple[Answer, Choice]] = []
+        chosen: list[Chosen] = []
         failed: list[Event] = []
-        for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.is_last]):
+        next_row = 0
+        for chunk in plan.chunks:
+            if not chunk.is_last:
+                continue
+            row, next_row = next_row, next_row + 1 + len(chunk.draft)
             if (answer := self._answers.get(chunk.sequence)) is None:
                 continue  # another answer of the same call failed in this step
             try:
-                chosen.append((answer, scores.choose(row, answer)))
+                chosen.append((answer, scores.choose(row, chunk.draft, answer), len(chunk.draft)))
             except Exception as exc:  # noqa: BLE001 - whatever a call's own settings cause ends that call alone
                 failed.append(self._fail(answer, f"no token could be chosen for this call: {exc}"))
         ended = {call_id for call_id, _ in failed}
-        return [(a, choice) for a, choice in chosen if not ended or a.answering.call.id not in ended], failed
+        return [one for one in chosen if not ended or one[0].answering.call.id not in ended], failed
 
-    def _take(self, chosen: list[tuple[Answer, Choice]], now: float) -> list[Event]:
+    def _take(self, chosen: list[Chosen], now: float) -> list[Event]:
         told: list[Event] = []
-        for answer, choice in chosen:
-            deltas = answer.take(choice)
-            told += [(answer.answering.call.id, delta) for delta in deltas]
-            if deltas and deltas[-1].finish is not None:
-                self._finish(answer, now)
+        for answer, choices, drafted in chosen:
+            if drafted and answer.drafter is not None:
+                answer.drafter.learn(drafted, len(choices) - 1)
+            for choice in choices:
+                deltas = answer.take(choice)
+                told += [(answer.answering.call.id, delta) for delta in deltas]
+                if deltas and deltas[-1].finish is not None:
+                    self._finish(answer, now)
+                    break
         return told
 
     def _finish(self, answer: Answer, now: float) -> None:
@@ -273,9 +302,10 @@ class Engine:
             text=self._tokenizer.detokenizer(),
             stops=StopText(call.stop),
             calls=parser_for(call, len(answering.answers)),
+            drafter=Drafter() if self._limits.max_draft else None,
         )
 
-    def _count(self, plan: Plan, sampled: int) -> None:
+    def _count(self, plan: Plan, chosen: list[Chosen]) -> None:
         """Publish the load; another thread reads `stats`."""
         scheduler, before = self._scheduler, self.stats
         self.stats = replace(
@@ -287,7 +317,9 @@ class Engine:
             kv_blocks_known=self.blocks.known,
             steps=before.steps + bool(plan.chunks),
             computed_tokens=before.computed_tokens + sum(chunk.count for chunk in plan.chunks),
-            sampled_tokens=before.sampled_tokens + sampled,
+            sampled_tokens=before.sampled_tokens + sum(len(choices) for _, choices, _ in chosen),
+            drafted_tokens=before.drafted_tokens + sum(drafted for _, _, drafted in chosen),
+            accepted_tokens=before.accepted_tokens + sum(len(choices) - 1 for _, choices, _ in chosen),
             preemptions=scheduler.preemptions,
         )
 

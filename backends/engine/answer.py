@@ -15,6 +15,7 @@ from backends.engine.grammar import Mask
 from backends.engine.sampler import Choice, Sampler
 from backends.engine.toolcalls import Piece, ToolCallParser
 from backends.stops import StopText
+from batching.drafts import Drafter
 from batching.scheduler import Sequence
 
 
@@ -68,7 +69,7 @@ class Answer:
     """Text and tool calls of one sequence.
 
     `sampler` is None when the most likely token is always the one, `mask` when any token may come, `calls` when no
-    tool may be called.
+    tool may be called, `drafter` when nothing shall be guessed.
     """
 
     answering: Answering
@@ -81,6 +82,7 @@ class Answer:
     text: Detokenizer
     stops: StopText
     calls: ToolCallParser | None
+    drafter: Drafter | None
     sampled: int = 0
     untold: int = 0
     pending: list[TokenLogprob] = field(default_factory=list)
@@ -91,10 +93,15 @@ class Answer:
         call = self.answering.call
         return self.mask is not None or (not call.ignore_eos and self.sampled >= call.min_tokens)
 
+    def draft(self, *, rows: int, most: int) -> list[int]:
+        """Guess what comes next, but for the last token that may come."""
+        if self.drafter is None:
+            return []
+        return self.drafter.draft(self.sequence.tokens, rows=rows, most=min(most, self.limit - self.sampled - 1))
+
     def take(self, choice: Choice) -> list[Delta]:
-        """Append a sampled token; return what there is to tell, nothing when text is held back."""
+        """Take a sampled token; return what there is to tell, nothing when text is held back."""
         is_end = choice.token in self.tokenizer.eos_ids and self.may_end
-        self.sequence.tokens.append(choice.token)
         self.sampled += 1
         self.untold += 1
         pieces = [] if is_end else self._said(self.stops.push(self.text.push(choice.token)))
@@ -105,7 +112,7 @@ class Answer:
             return self._go_on(pieces)
         if finish is not None:
             self.answering.unfinished -= 1
-            pieces += self._rest(is_cut=not (is_end or self._is_whole))
+            pieces += self._rest(is_cut=not (is_end or self.is_whole))
         return self._tell(pieces, finish)
 
     def _go_on(self, pieces: list[Piece]) -> list[Delta]:
@@ -125,12 +132,12 @@ class Answer:
         return [text] if text else []
 
     @property
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether nothing can follow, by the grammar or because the one call that was wanted is there."""
         return (self.mask is not None and self.mask.finished) or (self.calls is not None and self.calls.finished)
 
     def _finish(self, *, is_end: bool) -> Finish | None:
-        if is_end or self.stops.is_hit or self._is_whole:
+        if is_end or self.stops.is_hit or self.is_whole:
             is_called = self.calls is not None and self.calls.called
             return "tool_calls" if is_called and not self._is_half_called else "stop"
         return "length" if self.sampled >= self.limit else None

@@ -24,6 +24,7 @@ def batch_of(chunks: Sequence[Chunk]) -> Batch:
     for chunk in chunks:
         start, end = chunk.start, chunk.start + chunk.count
         tokens += chunk.sequence.tokens[start:end]
+        tokens += chunk.draft
         positions += range(start, end)
     ends = list(accumulate(chunk.count for chunk in chunks))
     return Batch(
@@ -32,8 +33,17 @@ def batch_of(chunks: Sequence[Chunk]) -> Batch:
         starts=np.array([0, *ends], np.int32),
         lengths=np.array([chunk.start + chunk.count for chunk in chunks], np.int32),
         blocks=blocks_of(chunks),
-        sampled=np.array([end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.is_last], np.int32),
+        sampled=np.array(rows_of(chunks, ends), np.int32),
     )
+
+
+def rows_of(chunks: Sequence[Chunk], ends: Sequence[int]) -> list[int]:
+    """Return the rows after which a token can be sampled: the last of a last chunk, and those before its guesses."""
+    rows: list[int] = []
+    for chunk, end in zip(chunks, ends, strict=True):
+        if chunk.is_last:
+            rows += range(end - 1 - len(chunk.draft), end)
+    return rows
 
 
 def blocks_of(chunks: Sequence[Chunk]) -> NDArray[np.int32]:

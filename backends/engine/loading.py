@@ -41,8 +41,14 @@ def load(settings: Settings, progress: Progress, chosen: Callable[[Choice], None
         tokenizer = beside.submit(lambda: checkpoint.tokenizer)
         runner = open_runner(choice, replace(checkpoint, context_tokens=plan.context_tokens), settings, plan)
         progress("weights", 1.0)
-        limits = Limits(settings.max_batch, settings.token_budget, settings.max_waiting)
+        limits = limits_of(settings)
         return Engine(runner, tokenizer.result(), limits, context_tokens=plan.context_tokens)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Bound the steps as the settings say."""
+    limits = Limits(settings.max_batch, settings.token_budget, settings.max_waiting)
+    return replace(limits, max_draft=0) if settings.speculation == "off" else limits
 
 
 def choose(settings: Settings) -> Choice:

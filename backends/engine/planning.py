@@ -30,6 +30,7 @@ class Settings:
     block_tokens: int
     kv_memory_bytes: int
     max_waiting: int
+    speculation: Literal["auto", "off"] = "auto"
     threads: int = 0
 
 

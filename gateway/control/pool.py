@@ -223,5 +223,6 @@ def worker_settings(config: Config, model: Model, release: Release) -> dict[str,
         "block_tokens": batching.block_tokens,
         "kv_memory_bytes": batching.kv_memory_bytes,
         "max_waiting": batching.max_waiting,
+        "speculation": batching.speculation,
         "threads": config.worker.threads,
     }
