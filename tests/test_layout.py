@@ -119,7 +119,7 @@ def test_every_library_that_we_import_is_declared() -> None:
     """What the packages import is the standard library, ours, or a dependency in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    declared = {re.split("[<>=]", each)[0].replace("-", "_") for each in requirements}
+    declared = {re.split(r"[<>=\[]", each)[0].replace("-", "_") for each in requirements}
 
     imported = {name.split(".")[0] for path in FILES for name in imports(path)}
 

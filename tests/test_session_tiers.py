@@ -4,18 +4,60 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 from sessioncache.problems import TierError
+from sessioncache.redis import PART_BYTES, RedisSettings, open_redis
+from sessioncache.s3 import S3Settings, S3Tier, open_s3
 from sessioncache.tiers import FolderTier, MemoryTier, Tier
+from tests.servers import S3_KEY, S3_SECRET, Server, redis_running
 
 
-@pytest.fixture(params=["memory", "folder"])
-def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Tier:
+@asynccontextmanager
+async def opened(kind: str, request: pytest.FixtureRequest) -> AsyncIterator[Tier]:
+    """Open a tier of a kind, empty."""
+    match kind:
+        case "memory":
+            yield MemoryTier(1 << 30, clock=lambda: 5.0)
+        case "folder":
+            yield FolderTier(request.getfixturevalue("tmp_path") / "tier")
+        case "redis":
+            url = request.getfixturevalue("redis_server").url
+            async with open_redis(RedisSettings(url, prefix=token_hex(8) + "[*]:"), clock=lambda: 5.0) as tier:
+                yield tier
+        case "s3":
+            async with open_bucket(request.getfixturevalue("s3_server").url) as tier:
+                yield tier
+
+
+@asynccontextmanager
+async def open_bucket(url: str) -> AsyncIterator[S3Tier]:
+    """Open a tier under a prefix of its own in the one bucket of all tests: each costs the server volumes."""
+    async with open_s3(S3Settings("tests", prefix=token_hex(8) + "/", endpoint=url)) as tier:
+        with suppress(tier.client.exceptions.BucketAlreadyOwnedByYou, tier.client.exceptions.BucketAlreadyExists):
+            await tier.client.create_bucket(Bucket="tests")
+        yield tier
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the usual chain find our test user and nobody's real files."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+@pytest.fixture(params=["memory", "folder", "redis", "s3"])
+async def tier(request: pytest.FixtureRequest) -> AsyncIterator[Tier]:
     """Give each tier in turn, empty."""
-    return MemoryTier(1 << 20, clock=lambda: 5.0) if request.param == "memory" else FolderTier(tmp_path / "tier")
+    async with opened(request.param, request) as tier:
+        yield tier
 
 
 async def listed(tier: Tier, prefix: str = "") -> dict[str, int]:
@@ -38,6 +80,23 @@ async def test_what_was_not_put_is_not_there(tier: Tier) -> None:
 
     assert await tier.get("a/none") is None
     assert await listed(tier) == {}
+
+
+async def test_a_range_behind_the_end_is_empty(tier: Tier) -> None:
+    """And so is one that ends before it begins."""
+    await tier.put("a/x", b"0123")
+
+    assert [await tier.get("a/x", 4, 9), await tier.get("a/x", 2, 1)] == [b"", b""]
+
+
+async def test_large_values_come_back_whole_and_in_parts(tier: Tier) -> None:
+    """However a tier cuts them."""
+    stored = os.urandom(2 * PART_BYTES + 5)
+    await tier.put("a/large", stored)
+
+    assert await tier.get("a/large") == stored
+    assert await tier.get("a/large", PART_BYTES - 3, 2 * PART_BYTES + 1) == stored[PART_BYTES - 3 : 2 * PART_BYTES + 1]
+    assert await tier.get("a/large", 2 * PART_BYTES) == stored[2 * PART_BYTES :]
 
 
 async def test_putting_again_replaces(tier: Tier) -> None:
@@ -120,3 +179,62 @@ async def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         await FolderTier(tmp_path).put("a/x", b"kv")
 
     assert files(tmp_path) == ["a"]
+
+
+async def test_what_redis_holds_expires(redis_server: Server) -> None:
+    """Every key has a time to live, so that the server may evict any of them."""
+    settings = RedisSettings(redis_server.url, prefix=token_hex(8), ttl_s=100)
+    async with open_redis(settings, clock=lambda: 5.0) as tier:
+        await tier.put("a/x", b"kv")
+
+        assert 99_000 < await tier.client.pttl(settings.prefix + "a/x") <= 100_000
+
+
+async def test_a_redis_that_dies_is_an_error_and_works_again_when_it_is_back(tmp_path: Path) -> None:
+    """Through the same tier."""
+    with redis_running(tmp_path) as server:
+        async with open_redis(RedisSettings(server.url), clock=lambda: 5.0) as tier:
+            await tier.put("a/x", b"kv")
+            server.process.kill()
+            server.process.wait()
+
+            with pytest.raises(TierError, match="Redis"):
+                await tier.get("a/x")
+
+            with redis_running(tmp_path, "--port", server.url.split(":")[-1].split("/")[0]):
+                await tier.put("a/x", b"again")
+                assert await tier.get("a/x") == b"again"
+
+
+async def test_a_value_of_which_a_part_is_gone_is_not_there(redis_server: Server) -> None:
+    """Instead of being shorter than it was."""
+    settings = RedisSettings(redis_server.url, prefix=token_hex(8))
+    async with open_redis(settings, clock=lambda: 5.0) as tier:
+        await tier.put("a/x", b"x" * (PART_BYTES + 1))
+        await tier.client.hdel(settings.prefix + "a/x", "0")
+
+        assert await tier.get("a/x") is None
+
+
+async def test_s3_says_what_the_server_answered(s3_server: Server) -> None:
+    """Its code, and no credentials."""
+    async with open_s3(S3Settings("no-such-bucket", endpoint=s3_server.url)) as tier:
+        with pytest.raises(TierError, match="NoSuchBucket") as caught:
+            await tier.get("a/x")
+
+    assert S3_SECRET not in str(caught.value)
+
+
+async def test_s3_with_a_wrong_secret_is_an_error(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a miss."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    async with open_s3(S3Settings("bucket", endpoint=s3_server.url)) as tier:
+        with pytest.raises(TierError, match="403"):
+            await tier.get("a/x")
+
+
+async def test_an_s3_server_that_is_not_there_is_an_error() -> None:
+    """Within the timeouts."""
+    async with open_s3(S3Settings("bucket", endpoint="http://127.0.0.1:1", attempts=1)) as tier:
+        with pytest.raises(TierError, match="S3"):
+            await tier.get("a/x")

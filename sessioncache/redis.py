@@ -1,0 +1,152 @@
+"""The warm tier in Redis: each key is one hash of parts with a time to live, so it is there whole or not at all.
+
+A value is cut into parts of 4 MiB, as Redis serves one command after the other and a large one would hold up all. Data
+and size stand in one key, so eviction takes both (a peer loses one of two); every key has a time to live, so that a
+server with `maxmemory-policy volatile-lru` may evict it.
+
+Refuses to know what is stored. redis-py's errors end here, as TierError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias, TypeVar, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from sessioncache.problems import TierError
+from sessioncache.tiers import Entry
+
+PART_BYTES = 4 << 20
+_SCAN_COUNT = 500
+_ABOUT = "about"
+Result = TypeVar("Result")
+_Value: TypeAlias = "bytes | bytearray | memoryview[int] | str | float"
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """Where the server is and how patient we are. `most_connections` bounds the calls that are under way at once."""
+
+    url: str
+    prefix: str = "tidegate:kv:"
+    ttl_s: float = 3600.0
+    connect_timeout_s: float = 1.0
+    timeout_s: float = 5.0
+    most_connections: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RedisTier:
+    """See `Tier`. Lives as long as the server; a server that is gone is a TierError within the timeouts."""
+
+    settings: RedisSettings
+    clock: Callable[[], float]
+    client: Redis
+
+    async def put(self, key: str, stored: bytes) -> None:
+        """See `Tier`."""
+        name = self._name(key)
+        fields: dict[_Value, _Value] = {
+            str(i): stored[at : at + PART_BYTES] for i, at in enumerate(range(0, len(stored), PART_BYTES))
+        }
+        fields[_ABOUT] = f"{len(stored)} {self.clock()}"
+        async with self.client.pipeline(transaction=True) as pipe:
+            pipe.delete(name)
+            pipe.hset(name, mapping=fields)
+            pipe.pexpire(name, int(self.settings.ttl_s * 1000))
+            await self._run(pipe.execute)
+
+    async def get(self, key: str, first: int = 0, end: int | None = None) -> bytes | None:
+        """See `Tier`; only the parts that overlap the range travel."""
+        name = self._name(key)
+        about = await self._run(lambda: self._field(name))
+        if about is None:
+            return None
+        size = _size_and_time(about)[0]
+        last = size if end is None else min(end, size)
+        numbers = range(first // PART_BYTES, -(-last // PART_BYTES))
+        if first >= last or not numbers:
+            return b""
+        fields = [str(number) for number in numbers]
+        parts = await self._run(lambda: cast("Awaitable[list[bytes | None]]", self.client.hmget(name, fields)))
+        if any(part is None for part in parts):
+            return None  # expired or replaced between the two commands
+        joined = b"".join(part for part in parts if part is not None)
+        return joined[first - numbers[0] * PART_BYTES : last - numbers[0] * PART_BYTES]
+
+    async def delete(self, key: str) -> None:
+        """See `Tier`."""
+        await self._run(lambda: self.client.unlink(self._name(key)))
+
+    async def entries(self, prefix: str) -> AsyncIterator[Entry]:
+        """See `Tier`; what comes and goes meanwhile may be missed."""
+        pattern, cursor = _literal(self._name(prefix)) + "*", 0
+        while True:
+            page = partial(self.client.scan, cursor, match=pattern, count=_SCAN_COUNT)
+            cursor, names = cast("tuple[int, list[bytes]]", await self._run(page))
+            for entry in await self._about(names):
+                yield entry
+            if not cursor:
+                return
+
+    async def _about(self, names: list[bytes]) -> list[Entry]:
+        async with self.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(name, _ABOUT)
+            found = await self._run(pipe.execute) if names else []
+        skip = len(self.settings.prefix)
+        return [
+            Entry(name.decode()[skip:], *_size_and_time(about))
+            for name, about in zip(names, found, strict=True)
+            if about is not None
+        ]
+
+    def _field(self, name: str) -> Awaitable[bytes | None]:
+        return cast("Awaitable[bytes | None]", self.client.hget(name, _ABOUT))
+
+    def _name(self, key: str) -> str:
+        return self.settings.prefix + key
+
+    async def _run(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        try:
+            return await act()
+        except (RedisError, OSError) as exc:
+            raise TierError(f"Redis: {exc or type(exc).__name__}") from exc
+
+
+@asynccontextmanager
+async def open_redis(settings: RedisSettings, clock: Callable[[], float]) -> AsyncIterator[RedisTier]:
+    """Give a tier on one pool of connections; connects when it is first used, and again after a loss."""
+    pool = BlockingConnectionPool.from_url(
+        settings.url,
+        max_connections=settings.most_connections,
+        timeout=settings.timeout_s,
+        socket_timeout=settings.timeout_s,
+        socket_connect_timeout=settings.connect_timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
+    async with Redis(connection_pool=pool, single_connection_client=False) as client:
+        try:
+            yield RedisTier(settings, clock, client)
+        finally:
+            await pool.disconnect()
+
+
+def _size_and_time(about: bytes) -> tuple[int, float]:
+    try:
+        size, written_s = about.split()
+        return int(size), float(written_s)
+    except ValueError as exc:
+        raise TierError("Redis: a key under our prefix was not written by us") from exc
+
+
+def _literal(text: str) -> str:
+    """Escape what a SCAN pattern would read as more than itself."""
+    return "".join(f"\\{char}" if char in r"*?[]^\-" else char for char in text)
