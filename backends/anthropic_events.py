@@ -1,6 +1,6 @@
 """The events that a server which speaks Anthropic's messages answers with, as deltas.
 
-Refuses to know sockets. Thinking is dropped; events and blocks that are not known are skipped, as the API asks.
+Refuses to know sockets. Events and blocks that are not known are skipped, as the API asks; so is redacted thinking.
 """
 
 from __future__ import annotations
@@ -82,8 +82,16 @@ class Events:
             arguments = orjson.dumps(given).decode() if given else ""
             tool_id = text(block, "id") or f"toolu_{self._call.id}_{index}"
             yield self._said(tool=ToolCallDelta(index, tool_id, text(block, "name"), arguments))
+        elif text(block, "type") == "thinking":
+            yield from self._thought(block)
         elif said := text(block, "text"):
             yield self._said(said)
+
+    def _thought(self, said: Json) -> Iterator[Delta]:
+        reasoning, signature = text(said, "thinking"), text(said, "signature")
+        if reasoning or signature:
+            self.has_spoken = True
+            yield Delta(tokens=1 if reasoning else 0, reasoning=reasoning, signature=signature)
 
     def _piece(self, delta: Json) -> Iterator[Delta]:
         if said := text(delta, "text"):
@@ -93,6 +101,8 @@ class Events:
                 raise broken("sent a piece of a tool call that has not begun", has_spoken=self.has_spoken)
             self._needs_arguments = False
             yield self._said(tool=ToolCallDelta(self._tool_calls - 1, arguments=arguments))
+        else:
+            yield from self._thought(delta)
 
     def _stop(self) -> Iterator[Delta]:
         """Give a tool call without input the arguments that other APIs expect."""

@@ -13,8 +13,8 @@ from itertools import groupby
 import orjson
 
 from backends.anthropic_events import Events
-from backends.api import Call, Message, Tool, ToolCall, unable
-from backends.lenient import Json, count
+from backends.api import OWN_SIGNATURE, Call, Message, Tool, ToolCall, unable
+from backends.lenient import Json, children, count, text
 from backends.upstream import Post, UpstreamAnswer, cannot
 
 _VERSION = "2023-06-01"
@@ -28,7 +28,7 @@ class AnthropicUpstream:
 
     def post(self, call: Call, model: str) -> Post:
         """Write a call; every answer is streamed so that it can be cancelled."""
-        body = dict(call.body) if call.dialect == "messages" else _written(call)
+        body = _passed_on(call.body) if call.dialect == "messages" else _written(call)
         return Post("/messages", {**body, "model": model, "stream": True})
 
     def tokenize(self, call: Call, model: str) -> Post:
@@ -57,6 +57,20 @@ class AnthropicUpstream:
     def answer(self, call: Call) -> UpstreamAnswer:
         """Prepare to read events."""
         return Events(call)
+
+
+def _passed_on(body: Json) -> dict[str, object]:
+    """Leave out of a body what was thought elsewhere, in an earlier turn: this server would refuse its signature."""
+    turns = (_without_foreign_thoughts(turn) for turn in children(body, "messages"))
+    return {**body, "messages": [turn for turn in turns if turn is not None]}
+
+
+def _without_foreign_thoughts(turn: Json) -> Json | None:
+    blocks = children(turn, "content")
+    kept = [block for block in blocks if not text(block, "signature").startswith(OWN_SIGNATURE)]
+    if len(kept) == len(blocks):
+        return turn
+    return {**turn, "content": kept} if kept else None
 
 
 def _written(call: Call) -> dict[str, object]:

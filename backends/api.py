@@ -13,6 +13,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 Finish = Literal["stop", "length", "tool_calls", "content_filter"]
 ErrorKind = Literal["unreachable", "overloaded", "rejected", "broken"]
 FormatKind = Literal["text", "json_object", "json_schema", "regex", "choice", "lark"]
+OWN_SIGNATURE = "tidegate-"  # begins the signature of thoughts that no external server has signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Call:
     i-th choice for the p-th prompt, and a seeded one draws from `seed + i`.
     To embed a call is to embed its prompts, as vectors of `dimensions` if it says how many.
     `session` names the conversation it belongs to, within the tenant; None where only the prompt's beginning tells.
+    `thinking` asks a model that can to think before it answers, or not to; None leaves it to the model.
     `traceparent` (W3C) and `body`, the request as it was sent, are for external servers and never cross the local wire.
     `dialect` is the API in which it was sent.
     """
@@ -112,6 +114,7 @@ class Call:
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat()
     dimensions: int | None = None
+    thinking: bool | None = None
     tenant: str = "anonymous"
     session: str | None = None
     traceparent: str | None = None
@@ -163,6 +166,8 @@ class Delta:
     The last delta of a sequence carries `finish`, with the `stop` string that ended it if one did; the last delta
     of a call carries `usage`, unless an external server does not tell it.
     A first delta without text may carry `usage` with the exact prompt counts.
+    `reasoning` is what the model thought, told before the delta's text and no part of the answer; `signature` ends it
+    where an external server wants to have both back.
     """
 
     index: int = 0
@@ -173,11 +178,13 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     usage: Usage | None = None
     stop: str | None = None
+    reasoning: str = ""
+    signature: str = ""
 
     @property
     def says_something(self) -> bool:
-        """Whether a client can see it: text, a token's logprob, a tool call or an end; counts alone are not."""
-        return bool(self.text or self.finish or self.logprobs or self.tool_calls)
+        """Whether a client can see it: text, thoughts, a logprob, a tool call or an end; counts alone are not."""
+        return bool(self.text or self.reasoning or self.finish or self.logprobs or self.tool_calls or self.signature)
 
 
 @dataclass(frozen=True, slots=True)

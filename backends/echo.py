@@ -2,7 +2,8 @@
 
 A message can ask for trouble by a first word, so that clients and the gateway itself can be tried against it:
 `echo:error` fails before the first token and `echo:error=3` after three; `echo:overloaded` and `echo:rejected` refuse;
-`echo:stall=3` says three words and then nothing until the call is cancelled; `echo:repeat=100` says the rest 100 times.
+`echo:stall=3` says three words and then nothing until the call is cancelled; `echo:repeat=100` says the rest 100 times;
+`echo:think=3` thinks three words and says the rest, or says all where nothing can be thought.
 
 Where a tool must be called, it calls it: the message is its arguments if it is a JSON object, else their `text`.
 
@@ -24,16 +25,20 @@ from backends.stops import StopText
 
 CONTEXT_TOKENS = 1 << 20
 _WORD = re.compile(r"\s*\S+|\s+$")
-_DIRECTIVE = re.compile(r"echo:(error|overloaded|rejected|stall|repeat)(?:=([0-9]{1,6}))?\s*")
+_DIRECTIVE = re.compile(r"echo:(error|overloaded|rejected|stall|repeat|think)(?:=([0-9]{1,6}))?\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What the echo of one message will do; `limit` is the number of words after which `trouble` begins."""
+    """What the echo of one message will do; `limit` is the number of words after which `trouble` begins.
+
+    The first `thoughts` of the words are thought, not said, if the call lets it think.
+    """
 
     words: tuple[str, ...]
     trouble: str = ""
     limit: int = 0
+    thoughts: int = 0
 
 
 def script(text: str) -> Script:
@@ -43,6 +48,8 @@ def script(text: str) -> Script:
     rest, number = text[match.end() :], int(match[2] or 0)
     if match[1] == "repeat":
         return Script(tuple(_WORD.findall(" ".join([rest] * number))))
+    if match[1] == "think":
+        return Script(tuple(_WORD.findall(rest)), thoughts=number)
     return Script(tuple(_WORD.findall(rest)), match[1], number)
 
 
@@ -109,12 +116,15 @@ class EchoBackend:
 
 def _speak(call: Call, lines: Script, index: int) -> Iterator[Delta]:
     """Turn a script into deltas, the last with its finish; a stall ends without one."""
-    stops = StopText(call.stop)
+    stops, thoughts = StopText(call.stop), lines.thoughts if _may_think(call) else 0
     allowed = len(lines.words) if call.max_tokens is None else min(call.max_tokens, len(lines.words))
     for spoken, word in enumerate(lines.words[:allowed], start=1):
         if lines.trouble and spoken > lines.limit:
             break
-        text = stops.push(word)
+        if spoken <= thoughts:
+            yield Delta(index, tokens=1, reasoning=word)
+            continue
+        text = stops.push(word.lstrip() if spoken == thoughts + 1 > 1 else word)
         if stops.is_hit:
             yield Delta(index, text, 1, "stop", stop=stops.hit)
             return
@@ -134,6 +144,10 @@ def _call_tool(call: Call, lines: Script, index: int, name: str) -> Iterator[Del
         yield replace(
             delta, text="", tool_calls=pieces, finish="tool_calls" if delta.finish == "stop" else delta.finish
         )
+
+
+def _may_think(call: Call) -> bool:
+    return call.thinking is not False and not call.prompts and _forced_tool(call) is None
 
 
 def _forced_tool(call: Call) -> str | None:

@@ -29,6 +29,7 @@ Frame = list[Any]
 Kind = TypeVar("Kind")
 _CALL_FIELDS = tuple(f.name for f in fields(Call) if f.name not in {"body", "traceparent"})
 _DELTA_FIELDS = ("index", "text", "tokens", "finish")
+_EXTRA_FIELDS = ("logprobs", "tool_calls", "usage", "stop", "reasoning", "signature")
 _ERROR_FIELDS = ("kind", "message", "retryable", "code", "param", "retry_after_s")
 
 
@@ -89,7 +90,7 @@ def unpack_call(wire: object) -> Call:
 
 def pack_delta(call_id: str, delta: Delta) -> tuple[object, ...]:
     """Turn a delta into its entry of a `step` frame."""
-    extra = {name: getattr(delta, name) for name in ("logprobs", "tool_calls", "usage", "stop") if getattr(delta, name)}
+    extra = {name: value for name in _EXTRA_FIELDS if (value := getattr(delta, name))}
     return call_id, delta.index, delta.text, delta.tokens, delta.finish, extra or None
 
 

@@ -4,7 +4,7 @@ Servers that keep to the API loosely are understood, as long as nothing is lost:
 chunk without a finish reason before the end mark, a whole body where a stream was asked for. What cannot be told from
 an answer that was cut is an error.
 
-Refuses to know sockets. A model's reasoning is dropped, a refusal is part of its text.
+Refuses to know sockets. A refusal is part of the text.
 """
 
 from __future__ import annotations
@@ -84,11 +84,13 @@ class Chunks:
     def _choice(self, index: int, choice: Json) -> Iterator[Delta]:
         said = child(choice, "delta") or child(choice, "message")
         spoken = text(said, "content") + text(said, "refusal") + text(choice, "text")
+        reasoning = text(said, "reasoning_content") or text(said, "reasoning")  # some servers send both
         logprobs = _logprobs(child(choice, "logprobs"))
         pieces = tuple(self._tool_piece(index, each) for each in children(said, "tool_calls"))
-        if spoken or logprobs or pieces:
+        if spoken or reasoning or logprobs or pieces:
             self.has_spoken = True
-            yield Delta(index, spoken, len(logprobs) or 1, logprobs=logprobs, tool_calls=pieces)
+            tokens = len(logprobs) or 1
+            yield Delta(index, spoken, tokens, logprobs=logprobs, tool_calls=pieces, reasoning=reasoning)
         if reason := text(choice, "finish_reason"):
             yield from self._endings.finish(self._end_of(index, reason, choice))
 

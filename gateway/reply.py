@@ -42,6 +42,7 @@ class Reply:
         self._unfinished: set[int] = set()
         self._opening = asyncio.Lock()
         self._is_open = self._is_ending = False
+        self._writes = 0
         self.has_begun = False
 
     @asynccontextmanager
@@ -76,7 +77,7 @@ class Reply:
         if not self._is_streamed:
             self._deltas.append(delta)
         elif self.has_begun:
-            await self._exchange.write(self._answer.chunk(delta))
+            await self._write(self._answer.chunk(delta))
         elif delta.says_something:
             await self._begin(delta)
 
@@ -110,7 +111,13 @@ class Reply:
     async def _begin(self, delta: Delta) -> None:
         self.has_begun = True
         await self._open()
-        await self._exchange.write(self._answer.begin(self._record.usage) + self._answer.chunk(delta))
+        await self._write(self._answer.begin(self._record.usage) + self._answer.chunk(delta))
+
+    async def _write(self, said: bytes) -> None:
+        """Send a piece of the answer; a delta may say nothing in its dialect, which is silence too."""
+        if said:
+            self._writes += 1
+            await self._exchange.write(said)
 
     async def _open(self) -> None:
         """Send the head of a stream, once; who comes second waits until it has left."""
@@ -123,10 +130,10 @@ class Reply:
         pingers.add(asyncio.create_task(self._ping(ping, every_s)))
 
     async def _ping(self, ping: bytes, every_s: float) -> None:
-        seen = 0.0
+        seen = 0
         with suppress(ConnectionResetError):  # the client has gone, and the exchange's own task hears of it
             while not self._is_ending:
-                if seen == (seen := self._record.last):
+                if seen == (seen := self._writes):
                     await self._open()
                     await self._exchange.write(ping)
                 await asyncio.sleep(every_s)

@@ -25,6 +25,7 @@ class Answered:
 
     status: int = 200
     text: str = ""
+    reasoning: str = ""
     tools: dict[str, str] = field(default_factory=dict)
     finish: str = ""
     prompt_tokens: int = 0
@@ -90,6 +91,7 @@ class OfChat(Speech):
         for choice in body.get("choices", ()):
             said = choice.get(key, {})
             answer.text += said.get("content") or choice.get("text") or ""
+            answer.reasoning += said.get("reasoning_content", "")
             answer.finish = choice["finish_reason"] or answer.finish
             for piece in said.get("tool_calls", ()):
                 answer.add_tool("say", piece["function"]["arguments"])
@@ -121,12 +123,15 @@ class OfMessages(Speech):
             body["tool_choice"] = named if kind == "named" else {"type": kind}
         if "schema" in features:
             body["output_config"] = {"format": {"type": "json_schema", "schema": SCHEMA}}
+        if "think" in features:
+            body["thinking"] = {"type": "adaptive"}
         return body | _plain(features, stop="stop_sequences", most="max_tokens")
 
     def read(self, answer: Answered, body: dict[str, Any]) -> None:
         """Read a message."""
         for block in body["content"]:
             answer.text += block.get("text", "")
+            answer.reasoning += block.get("thinking", "")
             if block["type"] == "tool_use":
                 answer.add_tool(block["name"], json.dumps(block["input"]))
         self._stopped(answer, body, body["usage"])
@@ -138,6 +143,7 @@ class OfMessages(Speech):
         match body["type"]:
             case "content_block_delta":
                 answer.text += body["delta"].get("text", "")
+                answer.reasoning += body["delta"].get("thinking", "")
                 if "partial_json" in body["delta"]:
                     answer.add_tool("say", body["delta"]["partial_json"])
             case "message_delta":
@@ -173,7 +179,11 @@ class OfResponses(Speech):
     def read(self, answer: Answered, body: dict[str, Any]) -> None:
         """Read a response."""
         for item in body["output"]:
-            answer.text += "".join(part["text"] for part in item.get("content", ()))
+            said = "".join(part["text"] for part in item.get("content", ()))
+            if item["type"] == "reasoning":
+                answer.reasoning += said
+            else:
+                answer.text += said
             if item["type"] == "function_call":
                 answer.add_tool(item["name"], item["arguments"])
         cut = body["status"] == "incomplete"

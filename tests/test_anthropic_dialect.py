@@ -53,9 +53,9 @@ def ended(deltas: Sequence[Delta], finish: str = "stop", stop: str | None = None
     return [*deltas, Delta(finish=finish, stop=stop, usage=USAGE)]  # type: ignore[arg-type]
 
 
-def stream_of(deltas: Sequence[Delta], *, usage: Usage | None = PROMPT) -> list[bytes]:
+def stream_of(deltas: Sequence[Delta], *, usage: Usage | None = PROMPT, **fields: object) -> list[bytes]:
     """Stream an answer to its end."""
-    answer = Messages().answer(parse(stream=True), now=0.0)
+    answer = Messages().answer(parse(stream=True, **fields), now=0.0)
     return [answer.begin(usage), *map(answer.chunk, deltas), answer.end(USAGE)]
 
 
@@ -195,6 +195,17 @@ def test_every_event_is_of_the_published_shape() -> None:
     kinds = " ".join(dict.fromkeys(str(event["type"]).removeprefix("content_block_") for event in read))
     assert kinds == "message_start ping start delta stop message_delta message_stop"
     assert [event["index"] for event in read if event["type"] == "content_block_stop"] == [0, 1, 2]
+
+
+def test_thoughts_are_a_block_of_the_published_shape() -> None:
+    """Their events are valid for the SDK's strict types; a signature ends them, before the text begins."""
+    thought = [Delta(reasoning="h"), Delta(text="x", reasoning="m")]
+    read = events(b"".join(stream_of(ended(thought), thinking={"type": "adaptive"})))
+    for event in read[2:]:
+        TypeAdapter(RawMessageStreamEvent).validate_python(event, strict=True)
+
+    deltas = [event["delta"]["type"] for event in read if event["type"] == "content_block_delta"]  # type: ignore[index]
+    assert deltas == ["thinking_delta", "thinking_delta", "signature_delta", "text_delta"]
 
 
 def test_the_prompts_counts_are_told_at_the_end_if_not_before() -> None:

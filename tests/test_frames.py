@@ -85,9 +85,9 @@ def test_a_call_arrives_as_it_was_sent(
 
 
 def test_a_delta_and_its_extras_arrive_as_they_were_sent() -> None:
-    """Text, finish, logprobs, tool calls and usage come through."""
+    """Text, finish, logprobs, tool calls, usage and thoughts come through."""
     logprob = TokenLogprob("é", (195, 169), -0.5, (("e", (101,), -1.5),))
-    delta = Delta(1, "é", 2, "stop", (logprob,), (ToolCallDelta(0, "i", "f", "{"),), Usage(3, 4, 1), "é")
+    delta = Delta(1, "é", 2, "stop", (logprob,), (ToolCallDelta(0, "i", "f", "{"),), Usage(3, 4, 1), "é", "hm", "s")
 
     entry = through_the_wire(frames.pack_delta("id", delta))
 

@@ -132,11 +132,12 @@ def test_logprobs_of_both_shapes_are_read() -> None:
     assert (chat.logprobs[0].logprob, chat.logprobs[0].top) == (-0.5, (("x", (120,), -1.0),))
 
 
-def test_reasoning_is_dropped_and_a_refusal_is_text() -> None:
-    """What the clients of other APIs could not be told is left out; a refusal they must see."""
-    deltas = chunks({"index": 0, "delta": {"reasoning_content": "hm"}}, {"delta": {"refusal": "No."}}, FINISHED)
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_is_told_apart_and_a_refusal_is_text(name: str) -> None:
+    """Servers have two names for what a model thought; a refusal is what it said."""
+    deltas = chunks({"index": 0, "delta": {name: "hm"}}, {"delta": {"refusal": "No."}}, FINISHED)
 
-    assert "".join(delta.text for delta in deltas) == "No."
+    assert [(delta.reasoning, delta.text) for delta in deltas] == [("hm", ""), ("", "No."), ("", "")]
 
 
 @pytest.mark.parametrize("name", ["stop_reason", "matched_stop"])
@@ -152,7 +153,6 @@ def test_a_message_is_text_with_counts_first_and_last() -> None:
         {"type": "ping"},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi"}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
         {"type": "content_block_stop", "index": 0},
         {"type": "something_new"},
         ended("end_turn"),
@@ -163,6 +163,18 @@ def test_a_message_is_text_with_counts_first_and_last() -> None:
         Delta(text="hi", tokens=1),
         Delta(finish="stop", usage=Usage(7, 5, 4)),
     ]
+
+
+def test_thinking_of_a_message_keeps_its_signature() -> None:
+    """A server wants both back, so both are told."""
+    deltas = messages(
+        {"type": "content_block_start", "content_block": {"type": "thinking", "thinking": "", "signature": ""}},
+        {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_delta", "delta": {"type": "signature_delta", "signature": "s"}},
+        ended("end_turn"),
+    )
+
+    assert deltas[1:3] == [Delta(tokens=1, reasoning="hm"), Delta(signature="s")]
 
 
 def test_tools_of_a_message_have_arguments_even_when_they_have_none() -> None:

@@ -54,6 +54,25 @@ def test_a_call_in_openai_s_words_is_read_back_as_it_was() -> None:
     assert replace(read, dialect="", body={}, include_usage=False, stream=False, model="m") == call
 
 
+def test_thoughts_of_another_model_are_kept_from_a_server_that_signs_its_own() -> None:
+    """A conversation may go on there that began with a worker; everything else is passed on as it was sent."""
+    own, foreign = ({"type": "thinking", "thinking": "hm", "signature": name} for name in ("s1", "tidegate-c1"))
+    said = {"type": "text", "text": "Hi."}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [foreign, said]},
+        {"role": "assistant", "content": [own, said]},
+        {"role": "assistant", "content": [foreign]},
+        {"role": "user", "content": [said]},
+    ]
+    body = {"model": "m", "max_tokens": 9, "messages": turns, "unknown": 1}
+
+    passed = anthropic(Messages().parse(json.dumps(body).encode(), call_id="id", tenant="anonymous"))
+
+    kept = [turns[0], {"role": "assistant", "content": [said]}, turns[2], turns[4]]
+    assert passed == body | {"model": "big", "stream": True, "messages": kept}
+
+
 def test_prompts_in_openai_s_words_are_read_back_as_they_were() -> None:
     """Texts and token ids alike."""
     call = Call("id", "m", prompts=("a", (1, 2)), max_tokens=9, logprobs=2)

@@ -66,6 +66,8 @@ MODELS = ("smollm2", "openai-smollm2", "anthropic-smollm2")
 NO_PROMPTS = (("completions", "anthropic-echo"), ("completions", "anthropic-smollm2"))
 NO_TOOLS = (("completions", "*"),)
 NO_STOPS = (("responses", "*"),)
+# A text completion has no thoughts; Anthropic's API shows them to those who ask, for which others have no words.
+NO_THOUGHTS = (("completions", "*"), ("chat", "anthropic-echo"), ("responses", "anthropic-echo"))
 
 
 @cases(*ECHOES, without=NO_PROMPTS)
@@ -93,6 +95,16 @@ async def test_a_stop_string_stops(gateways: Side, dialect: str, backend: str, *
     answer = await gateways.ask(dialect, backend, "one two three", stop=["three"], stream=stream)
 
     assert (answer.text.rstrip(), answer.finish) == ("one two", "stop")
+
+
+@cases(*ECHOES, without=NO_THOUGHTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_come_apart_from_the_answer(gateways: Side, dialect: str, backend: str, *, stream: bool) -> None:
+    """What was thought is told beside the answer, never in it, and counts."""
+    answer = await gateways.ask(dialect, backend, "echo:think=2 one two three", think=True, stream=stream)
+
+    assert (answer.reasoning, answer.text, answer.finish) == ("one two", "three", "stop")
+    assert (answer.completion_tokens, answer.is_whole) == (3, True)
 
 
 @cases(*ECHOES, without=NO_TOOLS)

@@ -190,6 +190,19 @@ def test_every_event_is_of_the_published_shape(dialect: Responses) -> None:
     assert (read[-1]["type"], read[0]["response"]["created_at"]) == ("response.completed", 1)  # type: ignore[index]
 
 
+def test_thoughts_are_an_item_of_the_published_shape(dialect: Responses) -> None:
+    """Its events are valid for the SDK's strict types and come as those of a message do."""
+    read = events(b"".join(stream_of(dialect, ended([Delta(reasoning="h"), Delta(text="x", reasoning="m")]))))
+    for event in read:
+        TypeAdapter(ResponseStreamEvent).validate_json(json.dumps(event), strict=True)
+
+    assert [str(event["type"]).removeprefix("response.") for event in read[2:10]] == [
+        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.delta",
+        "reasoning_text.done", "content_part.done", "output_item.done", "output_item.added",
+    ]  # fmt: skip
+    assert [item["type"] for item in read[-1]["response"]["output"]] == ["reasoning", "message"]  # type: ignore[index]
+
+
 def test_the_body_is_the_last_event_of_the_stream(dialect: Responses) -> None:
     """An answer that isn't streamed is the full object that a stream completes with."""
     last = events(b"".join(stream_of(dialect, ended([*TEXT, *CALLED], "tool_calls"))))[-1]

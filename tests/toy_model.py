@@ -5,7 +5,7 @@ A wrong block table, a block written while shared or a leaked one therefore give
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backends.api import BackendError, Call, Delta, Message, Sampling
 from backends.engine import Engine
 from backends.engine.runner import Batch, ModelSpec, best_of
+from backends.engine.thoughts import ThoughtParser
 from backends.engine.toolcalls import HERMES
 from batching.scheduler import Limits
 
@@ -104,6 +105,10 @@ class ToyTokenizer:
     def is_special(self, token_id: int) -> bool:
         """Say so of the two that are no letters."""
         return token_id >= POISON
+
+    def thoughts(self, prompt: Sequence[int]) -> ThoughtParser | None:
+        """Return None, as it never thinks."""
+        del prompt
 
     def prompt(self, call: Call) -> list[list[int]]:
         """Return the letters' numbers."""

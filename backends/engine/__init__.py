@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backends.api import BackendError, Call, Delta, Sampling
 from backends.engine.answer import Answer, Answering, Tokenizer
-from backends.engine.forms import Forms, parser_for
+from backends.engine.forms import Forms, parser_for, thoughts_in
 from backends.engine.grammar import Mask
 from backends.engine.layout import batch_of
 from backends.engine.problems import TemplateError
@@ -303,6 +303,7 @@ class Engine:
             stops=StopText(call.stop),
             calls=parser_for(call, len(answering.answers)),
             drafter=Drafter() if self._limits.max_draft else None,
+            thoughts=thoughts_in(call, sequence.tokens, self._tokenizer),
         )
 
     def _count(self, plan: Plan, chosen: list[Chosen]) -> None:

@@ -6,13 +6,14 @@ Refuses to know blocks, steps and the wire.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from backends.api import Call, Delta, Finish, TokenLogprob, ToolCallDelta, Usage
 from backends.engine.forms import Spelling
 from backends.engine.grammar import Mask
 from backends.engine.sampler import Choice, Sampler
+from backends.engine.thoughts import ThoughtParser
 from backends.engine.toolcalls import Piece, ToolCallParser
 from backends.stops import StopText
 from batching.drafts import Drafter
@@ -66,10 +67,11 @@ class Answering:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """Text and tool calls of one sequence.
+    """Thoughts, text and tool calls of one sequence.
 
     `sampler` is None when the most likely token is always the one, `mask` when any token may come, `calls` when no
-    tool may be called, `drafter` when nothing shall be guessed.
+    tool may be called, `drafter` when nothing shall be guessed, `thoughts` when no thought can follow. Stop strings and
+    logprobs are for what is no thought.
     """
 
     answering: Answering
@@ -83,9 +85,11 @@ class Answer:
     stops: StopText
     calls: ToolCallParser | None
     drafter: Drafter | None
+    thoughts: ThoughtParser | None
     sampled: int = 0
     untold: int = 0
     pending: list[TokenLogprob] = field(default_factory=list)
+    reasoning: str = ""  # thought, and not told yet
 
     @property
     def may_end(self) -> bool:
@@ -104,9 +108,9 @@ class Answer:
         is_end = choice.token in self.tokenizer.eos_ids and self.may_end
         self.sampled += 1
         self.untold += 1
-        pieces = [] if is_end else self._said(self.stops.push(self.text.push(choice.token)))
+        pieces = [] if is_end else self._said(self.stops.push(self._answered(self.text.push(choice.token))))
         if self.answering.call.logprobs is not None and not is_end:
-            self.pending.append(self._logprob(choice))
+            self._note_logprob(choice)
         finish = self._finish(is_end=is_end)
         if finish is None and not self.pending and self.answering.is_counted:
             return self._go_on(pieces)
@@ -117,14 +121,29 @@ class Answer:
 
     def _go_on(self, pieces: list[Piece]) -> list[Delta]:
         """Tell what nearly every token brings, a piece of text: a third of the time of `_tell`."""
-        if not pieces:
+        if not pieces and not self.reasoning:
             return []
         tokens, self.untold = self.untold, 0
-        if len(pieces) == 1 and isinstance(pieces[0], str):
+        if len(pieces) == 1 and isinstance(pieces[0], str) and not self.reasoning:
             return [Delta(self.index, pieces[0], tokens)]
         (text, calls), *more = told(pieces)
-        first = Delta(self.index, text, tokens, tool_calls=calls)
+        first = self._with_reasoning(Delta(self.index, text, tokens, tool_calls=calls))
         return [first, *(Delta(self.index, text, tool_calls=calls) for text, calls in more)]
+
+    def _answered(self, text: str) -> str:
+        """Put thoughts aside; return the rest."""
+        if self.thoughts is None:
+            return text
+        reasoning, rest = self.thoughts.push(text)
+        self.reasoning += reasoning
+        if self.thoughts.is_over:
+            self.thoughts = None
+        return rest
+
+    def _with_reasoning(self, first: Delta) -> Delta:
+        """Let the first of some deltas tell what was thought before it."""
+        reasoning, self.reasoning = self.reasoning, ""
+        return replace(first, reasoning=reasoning) if reasoning else first
 
     def _said(self, text: str) -> list[Piece]:
         if self.calls is not None:
@@ -149,25 +168,37 @@ class Answer:
 
     def _rest(self, *, is_cut: bool) -> list[Piece]:
         """Return what was held back, unless a stop string ended the answer; a call that was not cut is made whole."""
-        pieces = self._said(self.stops.push(self.text.flush()) + self.stops.flush())
+        text = self._answered(self.text.flush())
+        if self.thoughts is not None:
+            reasoning, held = self.thoughts.finish()
+            self.reasoning, text = self.reasoning + reasoning, text + held
+        pieces = self._said(self.stops.push(text) + self.stops.flush())
         return pieces if self.calls is None else pieces + self.calls.finish(cut=is_cut)
 
     def _tell(self, pieces: list[Piece], finish: Finish | None) -> list[Delta]:
         usage = self._usage()
-        if not pieces and finish is None and usage is None:
+        if not pieces and not self.reasoning and finish is None and usage is None:
             return []
         *before, (text, calls) = told(pieces)
-        logprobs = () if self.stops.held and finish is None else tuple(self.pending)
+        is_held = self.stops.held or self.thoughts is not None
+        logprobs = () if is_held and finish is None else tuple(self.pending)
         if logprobs:
             self.pending.clear()
         tokens, self.untold = self.untold, 0
         last = Delta(self.index, text, tokens, finish, logprobs, calls, usage, self.stops.hit)
-        return [*(Delta(self.index, text, tool_calls=calls) for text, calls in before), last]
+        first, *more = [*(Delta(self.index, text, tool_calls=calls) for text, calls in before), last]
+        return [self._with_reasoning(first), *more]
 
     def _usage(self) -> Usage | None:
         """Usage goes with a call's first delta, for the prompt's counts, and with its last."""
         is_first, self.answering.is_counted = not self.answering.is_counted, True
         return self.answering.usage() if is_first or not self.answering.unfinished else None
+
+    def _note_logprob(self, choice: Choice) -> None:
+        if self.thoughts is not None and self.thoughts.is_thinking:
+            self.pending.clear()  # what looked like text has become the tag
+        else:
+            self.pending.append(self._logprob(choice))
 
     def _logprob(self, choice: Choice) -> TokenLogprob:
         text, utf8 = self.tokenizer.token_text, self.tokenizer.token_bytes

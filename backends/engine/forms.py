@@ -1,10 +1,11 @@
-"""What a model's answers can be held to and read as: grammars over its vocabulary, tool calls in its spelling.
+"""What a model's answers can be held to and read as: grammars over its vocabulary, thoughts and calls in its words.
 
 Refuses to know steps, blocks and sampling. All but `Mask` is used beside the step thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
 from threading import Lock
@@ -13,15 +14,20 @@ from typing import Protocol
 from backends.api import BackendError, Call
 from backends.engine.grammar import GrammarError, Grammars, Mask, Vocabulary
 from backends.engine.grammar_source import Source, source_of
+from backends.engine.thoughts import ThoughtParser
 from backends.engine.toolcalls import Syntax, ToolCallParser
 
 
 class Spelling(Vocabulary, Protocol):
-    """A vocabulary, and how its model was taught to write a tool call."""
+    """A vocabulary, and how its model was taught to think and to write a tool call."""
 
     @property
     def syntax(self) -> Syntax:
         """The form in which a call is forced."""
+        ...
+
+    def thoughts(self, prompt: Sequence[int]) -> ThoughtParser | None:
+        """Return what finds thoughts in an answer to `prompt`; None for a model that was not taught to think."""
         ...
 
 
@@ -70,6 +76,12 @@ def parser_for(call: Call, index: int) -> ToolCallParser | None:
         parallel=call.parallel_tool_calls,
         forced=call.tool_choice.mode == "required",
     )
+
+
+def thoughts_in(call: Call, prompt: Sequence[int], spelling: Spelling) -> ThoughtParser | None:
+    """Return what finds thoughts in the call's answers; None where a grammar leaves no room for any."""
+    is_bound = call.tool_choice.mode == "required" or call.response_format.kind != "text"
+    return None if call.prompts or is_bound else spelling.thoughts(prompt)
 
 
 def tool_call_id(call_id: str, index: int, number: int) -> str:

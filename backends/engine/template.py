@@ -21,6 +21,8 @@ from backends.engine.problems import TemplateError
 
 FILE = "<template>"  # the name jinja2 gives a template made from a text, in tracebacks too
 
+_THINKING = ("enable_thinking", "thinking")  # Qwen's name for it, and DeepSeek's and Granite's
+
 
 class ChatTemplate:
     """A checkpoint's template, compiled once."""
@@ -33,13 +35,15 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"chat template, line {exc.lineno}: {exc.message}") from exc
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, thinking: bool | None = None) -> str:
         """Return the prompt up to where the assistant speaks; raises TemplateError when the template refuses."""
+        wish = {} if thinking is None else dict.fromkeys(_THINKING, thinking)
         try:
             return self._template.render(
                 messages=[_as_dict(message) for message in messages],
                 tools=[_tool(tool) for tool in tools] or None,
                 add_generation_prompt=True,
+                **wish,
                 **self._specials,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as exc:

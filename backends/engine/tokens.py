@@ -25,6 +25,7 @@ from backends.engine.gguf_file import GgufFile
 from backends.engine.problems import CheckpointError, TemplateError
 from backends.engine.sentencepiece import sentencepiece_bpe, spelled
 from backends.engine.template import ChatTemplate
+from backends.engine.thoughts import CLOSE, OPEN, ThoughtParser
 from backends.engine.toolcalls import Syntax, renders_tools, syntax_of
 from backends.engine.toolprompt import spelled_out
 
@@ -34,6 +35,8 @@ END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<
 FENCE_OPEN, FENCE_CLOSE = "\ufdd0", "\ufdd1"
 PIECE_CHARACTERS = 1024  # every split of a piece is tried: a longer one costs the square of its length
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_THOUGHT_TAGS = {OPEN.encode(), CLOSE.encode()}
+_TAIL_TOKENS = 16  # in which a tag at the end of a prompt stands, were each of its characters a token
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -62,6 +65,8 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
         self._spellings = re.compile("|".join(re.escape(added[i].content) for i in self._special_ids) or r"(?!)")
+        knows_tags = set(self._added.values()) >= _THOUGHT_TAGS
+        self._thinks = knows_tags or CLOSE in (vocabulary.template or "")
         self._shown: dict[int, bytes] = {}
         self.eos_ids = vocabulary.eos_ids
 
@@ -80,20 +85,28 @@ class Tokenizer:
         backend = self._backend if special else self._plain
         return backend.encode(text, add_special_tokens=False).ids
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+    def thoughts(self, prompt: Sequence[int]) -> ThoughtParser | None:
+        """Return what finds thoughts in an answer to `prompt`; None for a model that was not taught to think."""
+        if not self._thinks:
+            return None
+        tail = b"".join(map(self.token_bytes, prompt[-_TAIL_TOKENS:])).decode(errors="replace")
+        return ThoughtParser(is_open=tail.rstrip().endswith(OPEN))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, thinking: bool | None = None) -> str:
         """Return the chat as the model reads it, with tools in plain words for one that was taught none.
 
         Raises TemplateError.
         """
         if renders_tools(self._vocabulary.template or ""):
-            return self._template.render(messages, tools)
-        return self._template.render(spelled_out(messages, tools))
+            return self._template.render(messages, tools, thinking=thinking)
+        return self._template.render(spelled_out(messages, tools), thinking=thinking)
 
     def prompt(self, call: Call) -> list[list[int]]:
         """Return the tokens of each of the call's prompts; a chat is one prompt. Raises TemplateError."""
         if not call.prompts:
             tools = () if call.tool_choice.mode == "none" else call.tools
-            return [self._encode_fenced(self.render([self._fenced(m) for m in call.messages], tools))]
+            fenced = [self._fenced(message) for message in call.messages]
+            return [self._encode_fenced(self.render(fenced, tools, thinking=call.thinking))]
         return [
             [*self._vocabulary.prefix, *self.encode(prompt, special=True)] if isinstance(prompt, str) else list(prompt)
             for prompt in call.prompts
@@ -115,7 +128,10 @@ class Tokenizer:
         """Return the bytes that an answer shows of a token, remembered: control tokens show nothing."""
         shown = self._shown.get(token_id)
         if shown is None:
-            shown = self._shown[token_id] = b"" if self.is_special(token_id) else self.token_bytes(token_id)
+            shown = self.token_bytes(token_id)
+            if self.is_special(token_id) and shown not in _THOUGHT_TAGS:  # which some files count among them
+                shown = b""
+            self._shown[token_id] = shown
         return shown
 
     def token_text(self, token_id: int) -> str:

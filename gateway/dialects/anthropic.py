@@ -22,6 +22,7 @@ from gateway.refusal import Refusal
 _ROLES: tuple[Role, ...] = ("user", "assistant", "system")
 _SPEAKERS: frozenset[Role] = frozenset({"user", "assistant"})
 _THOUGHTS = ("thinking", "redacted_thinking")
+_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 _MAX_MESSAGES = 100_000
 _MAX_STOPS = 64
 _INTEGER_MAX = (1 << 31) - 1
@@ -81,7 +82,6 @@ def _question(fields: Fields, call_id: str, tenant: str) -> Call:
     """Read what makes the prompt."""
     fields.unsupported("container")
     fields.unsupported("mcp_servers", unless=([],))
-    fields.child("thinking")
     tools = messages_tools(fields)
     return Call(
         id=call_id,
@@ -91,10 +91,15 @@ def _question(fields: Fields, call_id: str, tenant: str) -> Call:
         tool_choice=tools.choice,
         parallel_tool_calls=tools.parallel,
         response_format=messages_format(fields),
+        thinking=_thinking(fields.child("thinking")) if fields.has("thinking") else None,
         tenant=tenant,
         dialect="messages",
         body=fields.values,
     )
+
+
+def _thinking(wish: Fields) -> bool:
+    return wish.choice("type", _THINKING) != "disabled"
 
 
 def _sampling(fields: Fields) -> Sampling:

@@ -1,18 +1,19 @@
 """Deltas into the events and bodies of Anthropic's messages.
 
-Refuses to know requests and HTTP. Within a text block a delta is three pieces of bytes joined: what stands around
-the text is encoded once a block.
+Refuses to know requests and HTTP. Thoughts are told where the request asks for them, as Anthropic does, in blocks with
+a signature: the external server's that had them, else one that only says whose they are. Within a block a delta is
+three pieces of bytes joined: what stands around the text is encoded once a block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import orjson
 
-from backends.api import Call, Delta, Finish, ToolCallDelta, Usage
+from backends.api import OWN_SIGNATURE, Call, Delta, Finish, ToolCallDelta, Usage
 from gateway.dialects.events import MARK, around, event
 from gateway.refusal import Refusal
 
@@ -32,6 +33,17 @@ _STOP_REASONS: Mapping[Finish, str] = {
     "tool_calls": "tool_use",
     "content_filter": "refusal",
 }
+_Kind = Literal["thinking", "text", "tool_use"]
+_PIECES: Mapping[_Kind, tuple[str, str]] = {
+    "thinking": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+_EMPTY: Mapping[_Kind, Mapping[str, str]] = {
+    "thinking": {"thinking": "", "signature": ""},
+    "text": {"text": ""},
+    "tool_use": {},
+}
 PING = event("ping", b'{"type":"ping"}')
 _MESSAGE_STOP = event("message_stop", b'{"type":"message_stop"}')
 
@@ -43,13 +55,15 @@ def error_body(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 class MessageAnswer:
-    """The answer to one call: a message of text and tool_use blocks, one after the other."""
+    """The answer to one call: a message of thinking, text and tool_use blocks, one after the other."""
 
     def __init__(self, call: Call) -> None:
         self._head = {"id": f"msg_{call.id}", "type": "message", "role": "assistant", "model": call.model}
-        self._block: Literal["", "text", "tool_use"] = ""  # what is open
+        self._thinks = _shows_thinking(call)
+        self._signature = OWN_SIGNATURE + call.id
+        self._block: _Kind | Literal[""] = ""  # what is open
         self._index = -1
-        self._before = self._after = b""  # around the text, or the arguments, of the open block
+        self._before = self._after = b""  # around the text, or whatever it is, of the open block
         self._stopped: Mapping[str, object] = _stopped(None)
         self._tokens = 0
 
@@ -59,9 +73,11 @@ class MessageAnswer:
         return _event("message_start", message=body) + PING
 
     def chunk(self, delta: Delta) -> bytes:
-        """Say text and tool calls, each in a block of its kind; the end of the sequence closes the open block."""
+        """Say thoughts, text and tool calls, each in a block of its kind; the end closes the open block."""
         self._tokens += delta.tokens
-        said = self._say("text", delta.text) if delta.text else b""
+        said = self._think(delta) if self._thinks else b""
+        if delta.text:
+            said += self._say("text", delta.text)
         if not delta.tool_calls and delta.finish is None:
             return said
         said += b"".join(self._tool_piece(piece) for piece in delta.tool_calls)
@@ -83,49 +99,66 @@ class MessageAnswer:
         """Give the message; refuses (502) a tool call whose input is not JSON, as nothing could be called with it."""
         last = next((delta for delta in deltas if delta.finish), None)
         is_cut = last is not None and last.finish == "length"
-        content = [block.body() for block in _blocks(deltas) if not (is_cut and block.is_broken)]
+        blocks = _blocks(deltas if self._thinks else [replace(delta, reasoning="", signature="") for delta in deltas])
+        content = [block.body(self._signature) for block in blocks if not (is_cut and block.is_broken)]
         usage = next((delta.usage for delta in reversed(deltas) if delta.usage), None)
         usage = usage or Usage(0, sum(delta.tokens for delta in deltas))
         return orjson.dumps({**self._head, "content": content, **_stopped(last), "usage": _usage_body(usage)})
 
-    def _say(self, kind: Literal["text", "tool_use"], text: str) -> bytes:
-        opened = b"" if self._block == kind else self._open("text", {"type": "text", "text": ""})
+    def _think(self, delta: Delta) -> bytes:
+        """Say thoughts; a signature that came with them ends their block."""
+        said = self._say("thinking", delta.reasoning) if delta.reasoning else b""
+        if not delta.signature:
+            return said
+        opened = b"" if self._block == "thinking" else self._open("thinking")
+        return said + opened + self._close(delta.signature)
+
+    def _say(self, kind: _Kind, text: str) -> bytes:
+        opened = b"" if self._block == kind else self._open(kind)
         return opened + self._before + orjson.dumps(text) + self._after
 
     def _tool_piece(self, piece: ToolCallDelta) -> bytes:
         opened = b""
         if piece.id is not None:
-            opened = self._open("tool_use", {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}})
+            opened = self._open("tool_use", id=piece.id, name=piece.name, input={})
         return opened + (self._say("tool_use", piece.arguments) if piece.arguments else b"")
 
-    def _open(self, kind: Literal["text", "tool_use"], block: dict[str, object]) -> bytes:
+    def _open(self, kind: _Kind, **said: object) -> bytes:
         closed = self._close()
         self._block, self._index = kind, self._index + 1
-        delta = {"type": "text_delta", "text": MARK}
-        if kind == "tool_use":
-            delta = {"type": "input_json_delta", "partial_json": MARK}
+        piece, name = _PIECES[kind]
+        delta = {"type": piece, name: MARK}
         self._before, self._after = around(_event("content_block_delta", index=self._index, delta=delta))
+        block = {"type": kind, **(said or _EMPTY[kind])}
         return closed + _event("content_block_start", index=self._index, content_block=block)
 
-    def _close(self) -> bytes:
+    def _close(self, signature: str = "") -> bytes:
         was_open, self._block = self._block, ""
-        return _event("content_block_stop", index=self._index) if was_open else b""
+        stopped = _event("content_block_stop", index=self._index) if was_open else b""
+        if was_open != "thinking":
+            return stopped
+        delta = {"type": "signature_delta", "signature": signature or self._signature}
+        return _event("content_block_delta", index=self._index, delta=delta) + stopped
 
 
 @dataclass(slots=True)
 class _Block:
-    """One block of a whole message; `tool` is the first piece of a tool call."""
+    """One block of a whole message; `tool` is the first piece of a tool call, `signature` the end of thoughts."""
 
+    kind: _Kind
     tool: ToolCallDelta | None = None
     pieces: list[str] = field(default_factory=list)
+    signature: str = ""
 
     @property
     def is_broken(self) -> bool:
         """Whether this is a tool call whose arguments are no JSON object."""
         return self.tool is not None and self._input() is None
 
-    def body(self) -> dict[str, object]:
-        """Write the block."""
+    def body(self, signature: str) -> dict[str, object]:
+        """Write the block; thoughts that have no signature get this one."""
+        if self.kind == "thinking":
+            return {"type": "thinking", "thinking": "".join(self.pieces), "signature": self.signature or signature}
         if self.tool is None:
             return {"type": "text", "text": "".join(self.pieces)}
         given = self._input()
@@ -146,15 +179,30 @@ def _blocks(deltas: Sequence[Delta]) -> list[_Block]:
     """Gather what was said into blocks."""
     blocks: list[_Block] = []
     for delta in deltas:
+        if delta.reasoning or delta.signature:
+            block = _last(blocks, "thinking")
+            block.pieces.append(delta.reasoning)
+            block.signature = delta.signature
         if delta.text:
-            if not blocks or blocks[-1].tool:
-                blocks.append(_Block())
-            blocks[-1].pieces.append(delta.text)
+            _last(blocks, "text").pieces.append(delta.text)
         for piece in delta.tool_calls:
             if piece.id is not None:
-                blocks.append(_Block(piece))
+                blocks.append(_Block("tool_use", piece))
             blocks[-1].pieces.append(piece.arguments)
     return blocks
+
+
+def _last(blocks: list[_Block], kind: _Kind) -> _Block:
+    """Return the block that goes on, or begin one; a signature has ended its own."""
+    if not blocks or blocks[-1].kind != kind or blocks[-1].signature:
+        blocks.append(_Block(kind))
+    return blocks[-1]
+
+
+def _shows_thinking(call: Call) -> bool:
+    """Whether the caller wants to see thoughts: it asks for thinking, and not to omit it."""
+    wish = call.body.get("thinking")
+    return call.thinking is True and not (isinstance(wish, dict) and wish.get("display") == "omitted")
 
 
 def _stopped(delta: Delta | None) -> dict[str, object]:

@@ -52,6 +52,7 @@ class Chat:
             tools=tools.tools,
             tool_choice=tools.choice,
             parallel_tool_calls=tools.parallel,
+            thinking=_thinking(fields),
         )
         return _consistent(call)
 
@@ -166,6 +167,15 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     if "" in stops:
         raise refusal("stop", "holds an empty string, which would stop every answer at once")
     return stops
+
+
+def _thinking(fields: Fields) -> bool | None:
+    """Return whether the model is to think, as vLLM's clients say it, or OpenAI's; any effort but none is its own."""
+    wishes = fields.child("chat_template_kwargs")
+    for name in ("enable_thinking", "thinking"):
+        if wishes.has(name):
+            return wishes.flag(name)
+    return False if fields.text("reasoning_effort", None) == "none" else None
 
 
 def _chat_logprobs(fields: Fields) -> int | None:

@@ -99,10 +99,11 @@ class ChatAnswer(_OpenAIAnswer):
         return b"".join(self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self._call.sequences))
 
     def chunk(self, delta: Delta) -> bytes:
-        """Say text, logprobs and tool calls in one chunk, and the end of a sequence in a chunk of its own."""
-        if delta.finish is None and not delta.logprobs and not delta.tool_calls:
+        """Say thoughts, text, logprobs and tool calls in one chunk, the end of a sequence in a chunk of its own."""
+        if delta.finish is None and not delta.logprobs and not delta.tool_calls and not delta.reasoning:
             return self._plain(delta)
-        said = self._rich_chunk(delta) if delta.text or delta.logprobs or delta.tool_calls else b""
+        is_rich = delta.text or delta.reasoning or delta.logprobs or delta.tool_calls
+        said = self._rich_chunk(delta) if is_rich else b""
         return said + self._chunk(delta.index, {}, finish=delta.finish) if delta.finish else said
 
     def _chunk(
@@ -114,7 +115,7 @@ class ChatAnswer(_OpenAIAnswer):
         return self._chunk(index, {"content": text})
 
     def _rich_chunk(self, delta: Delta) -> bytes:
-        said: dict[str, object] = {}
+        said: dict[str, object] = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
         if delta.text or delta.logprobs:
             said["content"] = delta.text
         if delta.tool_calls:
@@ -127,6 +128,8 @@ class ChatAnswer(_OpenAIAnswer):
         tool_calls = _whole_tool_calls(piece for delta in deltas for piece in delta.tool_calls)
         message: dict[str, object] = {"role": "assistant", "content": text or (None if tool_calls else "")}
         message |= {"refusal": None} | ({"tool_calls": tool_calls} if tool_calls else {})
+        if reasoning := "".join(delta.reasoning for delta in deltas):
+            message["reasoning_content"] = reasoning
         logprobs = None
         if self._call.logprobs is not None:
             logprobs = _chat_logprobs(entry for delta in deltas for entry in delta.logprobs)

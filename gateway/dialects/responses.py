@@ -1,7 +1,7 @@
 """OpenAI's responses: request bodies into a `Call` that holds all that was said before, from what is stored.
 
-Refuses to know how answers are written; `responses_answers` does. Reasoning items are skipped: they are for models
-that wrote them.
+Refuses to know how answers are written; `responses_answers` does. Reasoning items are skipped: what a model thought is
+no part of what was said.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Responses:
             tool_choice=tools.choice,
             parallel_tool_calls=tools.parallel,
             response_format=responses_format(fields),
+            thinking=False if fields.child("reasoning").text("effort", None) == "none" else None,
             tenant=tenant,
             dialect="responses",
             body=fields.values,
@@ -170,7 +171,6 @@ def _check(fields: Fields) -> None:
         fields.choice("truncation", ("auto", "disabled"))
     for name in ("reasoning", "text", "tool_choice"):
         as_json(fields.values.get(name), name)
-    fields.child("reasoning")
     for name in ("prompt_cache_key", "safety_identifier", "user"):
         fields.text(name, None)
     metadata = fields.child("metadata")

@@ -19,6 +19,7 @@ from gateway.dialects.stored import StoredResponse, StoredResponses
 from gateway.refusal import Refusal
 
 Json = dict[str, object]
+_Kind = Literal["message", "reasoning", "function_call"]
 
 # What a response tells back of its request, and what it says where the request said nothing.
 _ECHOED: Mapping[str, object] = {
@@ -35,12 +36,13 @@ _ECHOED: Mapping[str, object] = {
     "truncation": "disabled",
     "user": None,
 }
+_TEXTS: Mapping[_Kind, str] = {"message": "output_text", "reasoning": "reasoning_text"}  # as their events name them
 _INCOMPLETE: Mapping[Finish, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}  # the published codes that fit; else server_error
 
 
 class ResponseAnswer:
-    """The answer to one call: items of text and function calls, one after the other."""
+    """The answer to one call: items of thoughts, text and function calls, one after the other."""
 
     def __init__(self, call: Call, stored: StoredResponses, *, now: float) -> None:
         self._call, self._stored = call, stored
@@ -48,13 +50,13 @@ class ResponseAnswer:
         self._id = response_id(call.id, previous_id if isinstance(previous_id, str) else None)
         self._constant = orjson.dumps(_constant(call, self._id, now))[:-1] + b","
         self._items: list[Json] = []  # those that are finished, and the open one
-        self._open: Literal["", "message", "function_call"] = ""
+        self._open: _Kind | Literal[""] = ""
         self._pieces: list[str] = []  # of the open item
         self._logprobs: list[Json] = []
         self._before = self._after = b""  # around the text, or the arguments, of the open item
         self._finish: Finish = "stop"
         self._sequence = 0
-        self._tokens = 0
+        self._tokens = self._thought_tokens = 0
 
     def begin(self, usage: Usage | None) -> bytes:
         """Say that a response starts."""
@@ -63,13 +65,13 @@ class ResponseAnswer:
         return self._lifecycle("response.created", response) + self._lifecycle("response.in_progress", response)
 
     def chunk(self, delta: Delta) -> bytes:
-        """Say text and tool calls, each in an item of its kind; the end of the sequence closes the open item."""
+        """Say thoughts, text and tool calls, each in an item of its kind; the end closes the open item."""
         self._tokens += delta.tokens
-        said = b""
+        said = self._think(delta) if delta.reasoning else b""
         if delta.logprobs:
-            said = self._say_logprobs(delta)
+            said += self._say_logprobs(delta)
         elif delta.text:
-            said = self._say("message", delta.text)
+            said += self._say("message", delta.text)
         if not delta.tool_calls and delta.finish is None:
             return said
         said += b"".join(self._tool_piece(piece) for piece in delta.tool_calls)
@@ -98,14 +100,18 @@ class ResponseAnswer:
             self.chunk(delta)
         return self._finished(next((delta.usage for delta in reversed(deltas) if delta.usage), None))
 
-    def _say(self, kind: Literal["message", "function_call"], text: str) -> bytes:
-        opened = b"" if self._open == kind else self._open_message()
+    def _think(self, delta: Delta) -> bytes:
+        self._thought_tokens += 0 if delta.text else delta.tokens
+        return self._say("reasoning", delta.reasoning)
+
+    def _say(self, kind: _Kind, text: str) -> bytes:
+        opened = b"" if self._open == kind else self._open_texts(kind)
         self._pieces.append(text)
         number, self._sequence = self._sequence, self._sequence + 1
         return b"%b%b%b%b%d}\n\n" % (opened, self._before, orjson.dumps(text), self._after, number)
 
     def _say_logprobs(self, delta: Delta) -> bytes:
-        opened = b"" if self._open == "message" else self._open_message()
+        opened = b"" if self._open == "message" else self._open_texts("message")
         logprobs = [_logprob(entry) for entry in delta.logprobs]
         self._pieces.append(delta.text)
         self._logprobs += logprobs
@@ -116,14 +122,17 @@ class ResponseAnswer:
         opened = self._open_function_call(piece) if piece.id is not None else b""
         return opened + (self._say("function_call", piece.arguments) if piece.arguments else b"")
 
-    def _open_message(self) -> bytes:
+    def _open_texts(self, kind: _Kind) -> bytes:
+        """Begin an item of one part, which is text: what is said or what is thought."""
         closed = self._close("completed")
-        item = self._add("message", "msg", role="assistant", content=[])
+        thinks = kind == "reasoning"
+        item = self._add("reasoning", "rs", summary=[]) if thinks else self._add("message", "msg", role="assistant")
+        item["content"] = []
         added = self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
         place: Json = {**self._place(), "content_index": 0}
-        self._expect("response.output_text.delta", {**place, "delta": MARK, "logprobs": []})
-        part = self._event("response.content_part.added", **place, part=_text_part("", []))
-        return closed + added + part
+        logprobs: Json = {} if thinks else {"logprobs": []}
+        self._expect(f"response.{_TEXTS[kind]}.delta", {**place, "delta": MARK, **logprobs})
+        return closed + added + self._event("response.content_part.added", **place, part=_part(kind, "", []))
 
     def _open_function_call(self, piece: ToolCallDelta) -> bytes:
         closed = self._close("completed")
@@ -131,7 +140,7 @@ class ResponseAnswer:
         self._expect("response.function_call_arguments.delta", {**self._place(), "delta": MARK})
         return closed + self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
 
-    def _add(self, kind: Literal["message", "function_call"], prefix: str, **said: object) -> Json:
+    def _add(self, kind: _Kind, prefix: str, **said: object) -> Json:
         number = len(self._items)
         item = {"id": item_id(prefix, number, self._id), "type": kind, "status": "in_progress", **said}
         self._items.append(item)
@@ -144,14 +153,15 @@ class ResponseAnswer:
             return b""
         item, text, place = self._items[-1], "".join(self._pieces), self._place()
         item["status"] = status
-        if self._open == "message":
-            place["content_index"], part = 0, _text_part(text, self._logprobs)
-            item["content"] = [part]
-            said = self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
-            said += self._event("response.content_part.done", **place, part=part)
-        else:
+        if self._open == "function_call":
             item["arguments"] = text
             said = self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=text)
+        else:
+            place["content_index"], part = 0, _part(self._open, text, self._logprobs)
+            item["content"] = [part]
+            logprobs: Json = {"logprobs": self._logprobs} if self._open == "message" else {}
+            said = self._event(f"response.{_TEXTS[self._open]}.done", **place, text=text, **logprobs)
+            said += self._event("response.content_part.done", **place, part=part)
         self._open = ""
         return said + self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
 
@@ -168,7 +178,7 @@ class ResponseAnswer:
         body = self._response(
             "incomplete" if reason else "completed",
             incomplete_details={"reason": reason} if reason else None,
-            usage=_usage_body(usage or Usage(0, self._tokens)),
+            usage=_usage_body(usage or Usage(0, self._tokens), self._thought_tokens),
         )
         if self._call.body.get("store") is not False:
             self._stored.keep(self._record(body))
@@ -244,7 +254,9 @@ def _tool(call: Call, number: int) -> Json:
     }
 
 
-def _text_part(text: str, logprobs: list[Json]) -> Json:
+def _part(kind: _Kind, text: str, logprobs: list[Json]) -> Json:
+    if kind == "reasoning":
+        return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
@@ -254,8 +266,10 @@ def _logprob(entry: TokenLogprob) -> Json:
 
 
 def _message(item: Json) -> Message:
-    """Return what an item said, as a turn for the next call."""
+    """Return what an item said, as a turn for the next call; thoughts are no part of it."""
     match item:
+        case {"type": "reasoning"}:
+            return Message("assistant")
         case {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}:
             return Message("assistant", tool_calls=(ToolCall(str(call_id), str(name), str(arguments)),))
         case {"content": [{"text": text}]}:
@@ -264,11 +278,11 @@ def _message(item: Json) -> Message:
             raise AssertionError(item)
 
 
-def _usage_body(usage: Usage) -> Json:
+def _usage_body(usage: Usage, thought_tokens: int) -> Json:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": thought_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -42,7 +42,8 @@ _TOOL_CALL = shape(
     {"id": TEXT, "type": constant("function"), "function": shape({"name": TEXT, "arguments": TEXT})},
 )
 _MESSAGE = shape(
-    {"role": constant("assistant"), "content": maybe(TEXT), "refusal": NOTHING}, {"tool_calls": array(_TOOL_CALL)}
+    {"role": constant("assistant"), "content": maybe(TEXT), "refusal": NOTHING},
+    {"tool_calls": array(_TOOL_CALL), "reasoning_content": TEXT},
 )
 
 
@@ -74,7 +75,7 @@ RESPONSE = shape(
         "created_at": _COUNT,
         "model": TEXT,
         "status": text("completed", "incomplete"),
-        "output": array(shape({"id": TEXT, "type": text("message", "function_call"), "status": TEXT})),
+        "output": array(shape({"id": TEXT, "type": text("message", "reasoning", "function_call"), "status": TEXT})),
         "parallel_tool_calls": FLAG,
         "tools": array(ANY_OBJECT),
         "usage": shape({"input_tokens": _COUNT, "output_tokens": _COUNT, "total_tokens": _COUNT}),
@@ -90,6 +91,7 @@ MESSAGE = shape(
         "model": TEXT,
         "content": array(
             either(
+                shape({"type": constant("thinking"), "thinking": TEXT, "signature": TEXT}),
                 shape({"type": constant("text"), "text": TEXT}),
                 shape({"type": constant("tool_use"), "id": TEXT, "name": TEXT, "input": ANY_OBJECT}),
             )

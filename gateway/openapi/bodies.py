@@ -138,6 +138,7 @@ CHAT = shape(
         "modalities": constant(["text"]),
         "parallel_tool_calls": FLAG,
         "prompt_cache_key": _SESSION,
+        "reasoning_effort": TEXT,
         "response_format": either(
             shape({"type": text("text", "json_object")}),
             shape({"type": constant("json_schema"), "json_schema": _SCHEMA_FORMAT}),
@@ -149,10 +150,11 @@ CHAT = shape(
         "top_logprobs": integer(0, 20),
         **all_of("audio function_call functions moderation web_search_options", _REFUSED),
         **all_of(
-            "metadata prediction prompt_cache_options prompt_cache_retention reasoning_effort safety_identifier "
+            "metadata prediction prompt_cache_options prompt_cache_retention safety_identifier "
             "service_tier store verbosity",
             _IGNORED,
         ),
+        "chat_template_kwargs": shape({}, {"enable_thinking": FLAG, "thinking": FLAG}),
         **_VLLM,
     },
 )
@@ -188,7 +190,7 @@ RESPONSES = shape(
         "metadata": {"type": "object", "additionalProperties": TEXT, "maxProperties": 16},
         "parallel_tool_calls": FLAG,
         "previous_response_id": TEXT,
-        "reasoning": ANY_OBJECT,
+        "reasoning": shape({}, {"effort": TEXT}),
         "store": FLAG,
         "stream": FLAG,
         "temperature": number(0, 2),
@@ -221,7 +223,7 @@ RESPONSES = shape(
 _PROMPT_OF_MESSAGES: Mapping[str, Schema] = {
     "output_config": shape({}, {"format": _FLAT_FORMAT, "effort": ANYTHING}),
     "system": _MESSAGES_CONTENT,
-    "thinking": ANY_OBJECT,
+    "thinking": shape({"type": text("enabled", "adaptive", "between_tools", "disabled")}),
     "tool_choice": either(
         shape({"type": text("auto", "any", "none")}, {"disable_parallel_tool_use": FLAG}),
         shape({"type": constant("tool"), "name": _TOOL_NAME}, {"disable_parallel_tool_use": FLAG}),
