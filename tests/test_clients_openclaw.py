@@ -17,7 +17,7 @@ import pytest
 
 from tests.clients.matrix import INSTALLED, install, node
 from tests.clients.relay import Relay
-from tests.serving import TIDEGATE, Served, serving
+from tests.serving import ECHO, TIDEGATE, Served, serving
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]  # two prompts of 9,000 tokens, on cores others may use
 
@@ -43,30 +43,35 @@ class Agent:
     served: Served
 
 
-def config(folder: Path, relay: Relay) -> Path:
+def config(folder: Path, relay: Relay, *, models: str, api: str = "openai-completions") -> Path:
     """Write openclaw.json as `tidegate connect openclaw` prints it for the relay's address; answers are short."""
     file = folder / "connect.toml"
-    file.write_text(f'[server]\nlisten = "{relay.url.removeprefix("http://")}"\n{STRETCHED}')
+    file.write_text(f'[server]\nlisten = "{relay.url.removeprefix("http://")}"\n{models}')
     printed = subprocess.run([TIDEGATE, "connect", "openclaw", file], capture_output=True, text=True, check=True).stdout
     told = json.loads(printed.partition("\n")[2])
     (provider,) = told["models"]["providers"].values()
-    provider["baseUrl"] = provider["baseUrl"].replace(relay.url, f"{relay.url}/openclaw/none")
+    version = "" if api == "anthropic-messages" else "/v1"  # Anthropic's clients add it themselves
+    provider |= {"api": api, "baseUrl": f"{relay.url}/{api}/none{version}"}
     provider["models"][0]["maxTokens"] = ANSWER_TOKENS
     path = folder / "openclaw.json"
     path.write_text(json.dumps(told))
     return path
 
 
-def turn(folder: Path, settings: Path, said: str) -> dict[str, Any]:
-    """Let the agent take one turn in a home of its own; gives what it prints."""
+def take_turn(folder: Path, settings: Path, said: str) -> subprocess.CompletedProcess[str]:
+    """Let the agent take one turn, at home in a folder of its own."""
     own = {"HOME": folder, "OPENCLAW_STATE_DIR": folder / "state", "OPENCLAW_CONFIG_PATH": settings}
-    run = subprocess.run(
+    return subprocess.run(
         [node(), OPENCLAW, "agent", "exec", said, "--config", settings, "--cwd", folder, "--json"],
         env={**os.environ, **{name: str(path) for name, path in own.items()}, "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def told(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Read what the agent printed after a turn that went well."""
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
@@ -78,16 +83,17 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     folder = tmp_path_factory.mktemp("openclaw")
     with serving(folder, models=STRETCHED) as served, Relay(served.url) as relay:
         served.event("worker.ready")
-        settings = config(folder, relay)
-        yield Agent(tuple(turn(folder, settings, said) for said in ("ping", "pong")), relay, served)
+        settings = config(folder, relay, models=STRETCHED)
+        turns = tuple(told(take_turn(folder, settings, said)) for said in ("ping", "pong"))
+        yield Agent(turns, relay, served)
 
 
 def test_an_agent_is_answered(agent: Agent) -> None:
     """Both turns end well, with text from our model, after a prompt beyond the window that it was made for."""
-    for told in agent.turns:
-        assert (told["ok"], told["provider"], told["model"]) == (True, "tidegate", "smollm2")
-        assert told["payloads"][0]["text"]
-        assert told["usage"]["input"] + told["usage"]["cacheRead"] > 8192
+    for turn in agent.turns:
+        assert (turn["ok"], turn["provider"], turn["model"]) == (True, "tidegate", "smollm2")
+        assert turn["payloads"][0]["text"]
+        assert turn["usage"]["input"] + turn["usage"]["cacheRead"] > 8192
 
 
 def test_everything_an_agent_asks_for_is_accepted(agent: Agent) -> None:
@@ -106,7 +112,23 @@ def test_an_agent_says_which_session_it_is(agent: Agent) -> None:
 
 def test_the_second_turn_computes_only_what_is_new(agent: Agent) -> None:
     """What both prompts begin with is not computed again, and the agent is told so."""
-    first, second = (told["usage"] for told in agent.turns)
+    first, second = (turn["usage"] for turn in agent.turns)
 
     assert second["cacheRead"] > first["cacheRead"]
     assert agent.served.event("request", nth=2)["cached_tokens"] == second["cacheRead"]
+
+
+@pytest.mark.parametrize(
+    ("api", "last_event"), [("anthropic-messages", b"message_stop"), ("openai-responses", b"response.completed")]
+)
+def test_the_other_apis_answer_an_agent_to_the_end(
+    api: str, last_event: bytes, served_echo: Served, tmp_path: Path
+) -> None:
+    """All the agent sends over the other two APIs is accepted; what the echo makes of it may be hidden by the agent."""
+    install()
+    with Relay(served_echo.url) as relay:
+        take_turn(tmp_path, config(tmp_path, relay, models=ECHO, api=api), "ping")
+
+    (asked,) = relay.asked
+    assert json.loads(asked.body)["tools"]
+    assert b"event: " + last_event in asked.answer.splitlines(), bytes(asked.answer[-300:])
