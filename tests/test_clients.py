@@ -59,7 +59,8 @@ def told(served_model: Served, relay: Relay) -> Told:
     def fault(client: Client, what: str) -> Task:
         met = FAULTS[what]
         url = f"{relay.url}/{client.module}/{met.path}"
-        return Task(url, "echo", prompt=met.prompt, timeout_s=met.timeout_s, patience_s=met.patience_s)
+        limits = {"timeout_s": met.timeout_s, "patience_s": met.patience_s, "max_tokens": 1000}
+        return Task(url, "echo", prompt=met.prompt, **limits)
 
     @cache
     def together(language: str) -> dict[tuple[str, str], Report]:

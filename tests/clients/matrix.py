@@ -55,7 +55,7 @@ FAULTS = {
     "rate limit": Fault("429"),
     "overload": Fault("none-503", "echo:overloaded"),
     "stall": Fault("none-stall", "echo:stall=2 one two three", timeout_s=3, patience_s=9),
-    "cut": Fault("cut"),
+    "cut": Fault("cut", "echo:repeat=500 one two"),
     "error event": Fault("none-error", "echo:error=2 one two three"),
 }
 

@@ -2,7 +2,7 @@
 
 `/NAME/FAULT/...` stands for `/...` of the gateway; NAME tells one client's requests from another's. Faults: `none`
 passes everything on; a number is refused with that status, in the words Tidegate has for it; `cut` breaks the
-connection after a few events, or in the middle of a whole answer, as the death of the gateway would.
+connection after some events, or in the middle of a whole answer, as the death of the gateway would.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REFUSALS = {
     "429": Refusal(429, "rate_limited", "team-a has used its requests of this minute", retry_after_s=1),
 }
 _DIALECTS: Mapping[str, Dialect] = {"/v1/messages": Messages()}
-_EVENTS_BEFORE_THE_CUT = 4
+_EVENTS_BEFORE_THE_CUT = 400  # with fewer, a client may see the cut before it has read the first event
 _PATIENCE_S = 60
 _HOP_BY_HOP = {"host", "content-length", "transfer-encoding", "connection", "content-encoding", "date", "server"}
 
@@ -105,16 +105,15 @@ class Relay:
 async def copy(
     answer: aiohttp.ClientResponse, response: web.StreamResponse, request: web.BaseRequest, asked: Asked
 ) -> None:
-    """Copy the answer as it comes, or half of what has come by the time of the cut."""
+    """Copy the answer as it comes, up to the middle of the piece in which it is cut."""
     async for piece in answer.content.iter_any():
         asked.answer.extend(piece)
-        if asked.fault != "cut":
-            await response.write(piece)
-        elif not is_stream(answer) or asked.answer.count(b"\n\n") > _EVENTS_BEFORE_THE_CUT:
-            await response.write(bytes(asked.answer[: len(asked.answer) // 2]))
+        if asked.fault == "cut" and (not is_stream(answer) or asked.answer.count(b"\n\n") > _EVENTS_BEFORE_THE_CUT):
+            await response.write(piece[: len(piece) // 2])
             assert request.transport
             request.transport.close()
             return
+        await response.write(piece)
 
 
 def is_stream(answer: aiohttp.ClientResponse) -> bool:
