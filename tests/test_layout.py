@@ -115,6 +115,16 @@ def test_the_gateway_process_never_loads_torch() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_a_native_worker_starts_with_nothing_that_can_wait() -> None:
+    """What a worker imports before it reads its weights holds no torch, no grammars, no rarer GGUF codecs."""
+    code = "import sys, backends.worker, backends.engine.native, backends.engine.quantised\n"
+    code += "print([m for m in ('torch', 'transformers', 'llguidance', 'gguf') if m in sys.modules])"
+
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "[]"
+
+
 def test_every_library_that_we_import_is_declared() -> None:
     """What the packages import is the standard library, ours, or a dependency in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

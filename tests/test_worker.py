@@ -156,11 +156,11 @@ async def test_both_forms_answer_through_a_worker(tmp_path: Path, form: Literal[
     config = replace(small_config(), worker=WorkerSettings(runner=form))
     async with running(config, tmp_path) as started:
         await started.event("worker.ready")
-        call = ask("What is the capital of France?", "c", max_tokens=24)
+        call = ask("Why is the sky blue?", "c", max_tokens=24)
 
         text = "".join([delta.text async for delta in started.replica.backend.stream(call)])
 
-    assert "Paris" in text
+    assert "sky" in text  # no near tie decides that, as it does between "The" and "L'" of France
 
 
 def mapped(pid: object) -> str:

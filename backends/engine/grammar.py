@@ -10,13 +10,15 @@ from collections import OrderedDict
 from collections.abc import Collection
 from hashlib import sha256
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.engine.grammar_source import Source
+
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_GRAMMAR_BYTES = 4 << 20
 
@@ -62,6 +64,8 @@ class Grammars:
     """
 
     def __init__(self, vocabulary: Vocabulary, *, capacity: int = 64) -> None:
+        import llguidance  # noqa: PLC0415 - 60 ms that a worker's start need not wait for
+
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Wrapped(vocabulary)),
             n_vocab=vocabulary.size,
@@ -101,6 +105,8 @@ class Grammars:
         size = len(source.lark.encode())
         if size > MAX_GRAMMAR_BYTES:
             raise GrammarError(f"it makes {size} bytes of grammar; at most {MAX_GRAMMAR_BYTES}", param=source.param)
+        import llguidance  # noqa: PLC0415 - loaded long before
+
         matcher = llguidance.LLMatcher(self._tokenizer, source.lark, log_level=0, limits=_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first mask builds most of the lexer: pay for it here, not in a step
@@ -186,6 +192,8 @@ class _Wrapped:
 
 def _limits() -> llguidance.LLParserLimits:
     """Tens of milliseconds a step and of megabytes a grammar, for any input; beyond that the grammar is refused."""
+    import llguidance  # noqa: PLC0415 - loaded long before
+
     return llguidance.LLParserLimits(
         max_items_in_row=2_000,
         initial_lexer_fuel=200_000,

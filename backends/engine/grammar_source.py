@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import llguidance
-
 from backends.api import Call, ResponseFormat, Tool
 from backends.engine.toolcalls import Syntax
 
@@ -72,6 +70,8 @@ def _body(answer: ResponseFormat) -> str:
         case "json_schema":
             return _json(answer.schema, {**_JSON_SPACE, "lenient": not answer.strict})
         case "regex":
+            import llguidance  # noqa: PLC0415 - 60 ms that a worker's start need not wait for
+
             return f"/{llguidance.regex_to_lark(answer.pattern)}/"
         case "choice":
             return " | ".join(_literal(choice) for choice in answer.choices)
