@@ -53,7 +53,9 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._thread = EngineThread(lambda: load(settings, self._progress, self._chosen), self)
+        self._thread = EngineThread(
+            lambda: load(settings, self._progress, self._chosen), self, window_s=settings.window_s
+        )
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._engine: Engine | None = None
         self._peers: set[Peer] = set()

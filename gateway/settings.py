@@ -155,6 +155,9 @@ class Batching:
 
     max_batch: Annotated[int, Range(1, 256), Doc("Most sequences computed together in one step.")] = 32
     token_budget: Annotated[int, Range(1, 65536), Doc("Most tokens computed in one step, prompts included.")] = 512
+    window_s: Annotated[
+        Duration, Range(0, 1), Doc("How long an idle worker waits for company before it computes a first call.")
+    ] = 0
     block_tokens: Annotated[Literal[16, 32, 64, 128], Doc("Tokens in one block of the KV cache.")] = 16
     kv_memory_bytes: Annotated[Size, Range(_MIB, 1 << 40), Doc("Memory of one worker's KV cache.")] = 1 << 30
     max_waiting: Annotated[int, Range(0, 100_000), Doc("Most calls that wait for a place; one more is refused.")] = 256

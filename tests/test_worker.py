@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -251,12 +252,14 @@ class Heard:
     def __init__(self) -> None:
         self.events: Queue[Event] = Queue()
         self.failures: list[tuple[str, bool]] = []
+        self.steps = 0
 
     def loaded(self, engine: Engine) -> None:
         """Nothing to do."""
 
     def told(self, events: list[Event]) -> None:
-        """Keep the events."""
+        """Keep the events, and how often there were some."""
+        self.steps += 1
         for event in events:
             self.events.put(event)
 
@@ -283,3 +286,22 @@ def test_an_order_that_fails_ends_its_call_and_not_the_engine() -> None:
     assert isinstance(broken[1], BackendError)
     assert heard.failures == [("worker.order_failed", False)]
     assert answered[0] == "good"
+
+
+def test_an_idle_engine_waits_for_company_before_its_first_step() -> None:
+    """Within the window nothing is computed; then those who came are computed in one step."""
+    heard, taken = Heard(), threading.Event()
+    thread = EngineThread(toy_engine, heard, window_s=1.0)
+    thread.start()
+
+    def submit(name: str) -> None:
+        call = toy_call("hello", name, max_tokens=1)
+        thread.order(name, lambda engine, now: (engine.submit(engine.prepare(call), now), taken.set()))  # type: ignore[arg-type, return-value]
+
+    submit("first")
+    was_alone = taken.wait(0.1)
+    submit("second")
+
+    assert not was_alone
+    assert {heard.events.get(timeout=PATIENCE_S)[0] for _ in range(2)} == {"first", "second"}
+    assert heard.steps == 1

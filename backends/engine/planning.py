@@ -27,6 +27,7 @@ class Settings:
     runner: RunnerChoice = "auto"
     max_batch: int
     token_budget: int
+    window_s: float = 0.0
     block_tokens: int
     kv_memory_bytes: int
     max_waiting: int

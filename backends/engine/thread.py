@@ -36,11 +36,11 @@ class Listener(Protocol):
 
 
 class EngineThread(threading.Thread):
-    """Runs until the process ends."""
+    """Runs until the process ends. An idle engine waits `window_s` for company before it computes a first call."""
 
-    def __init__(self, load: Callable[[], Engine], listener: Listener) -> None:
+    def __init__(self, load: Callable[[], Engine], listener: Listener, *, window_s: float = 0.0) -> None:
         super().__init__(name="engine", daemon=True)
-        self._load, self._listener = load, listener
+        self._load, self._listener, self._window_s = load, listener, window_s
         self._orders: deque[tuple[str, Order]] = deque()
         self._ordered = threading.Event()
 
@@ -67,6 +67,7 @@ class EngineThread(threading.Thread):
         while failures < FAILURES:
             if engine.is_idle:
                 self._ordered.wait()
+                time.sleep(self._window_s)
             self._ordered.clear()
             events = self._obey(engine)
             try:
