@@ -1,13 +1,10 @@
-"""The engine on a toy model: text, counts, failures that stay with one call, and answers that company never changes."""
+"""The engine on a toy model: text, counts, and failures that stay with one call."""
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from backends.api import BackendError, Call, Sampling
-from backends.engine import Engine
 from tests.toy_model import CONTEXT, EOS, LETTERS, POISON, Heard, answer, finish, start, toy_call, toy_engine
 
 
@@ -193,69 +190,6 @@ def test_a_full_line_refuses_with_the_time_to_wait() -> None:
         start(engine, toy_call(call_id="more"), now=3.0)
 
     assert (refused.value.kind, refused.value.retryable, refused.value.retry_after_s) == ("overloaded", True, 3.0)
-
-
-CALLS = st.lists(
-    st.builds(
-        lambda text, temperature, tokens, choices: (text, temperature, tokens, choices),
-        st.text("ab", min_size=1, max_size=30),
-        st.sampled_from([0.0, 1.0]),
-        st.integers(1, 12),
-        st.integers(1, 3),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-def schedule(engine: Engine, calls: list[Call], data: st.DataObject) -> tuple[Heard, set[str]]:
-    """Let calls arrive, pause and be cancelled at random; return what came out and who was cancelled."""
-    heard, cancelled, coming = Heard(), set[str](), list(calls)
-    while coming or not engine.is_idle:
-        match data.draw(st.integers(0, 7)):
-            case 0 | 1 | 2 if coming:
-                start(engine, coming.pop())
-            case 3:
-                engine.hold(data.draw(st.sampled_from(calls)).id)
-            case 4:
-                engine.resume(data.draw(st.sampled_from(calls)).id)
-            case 5 if not data.draw(st.integers(0, 3)):
-                cancelled.add(call_id := data.draw(st.sampled_from(calls)).id)
-                engine.cancel(call_id)
-        heard.add(engine.step(0.0))
-        assert engine.blocks.used + engine.blocks.free == engine.blocks.total
-    for call in calls:
-        engine.resume(call.id)
-    return finish(engine, heard), cancelled
-
-
-@settings(max_examples=100, deadline=None)
-@given(CALLS, st.integers(12, 30), st.integers(1, 5), st.integers(1, 24), st.data())
-def test_company_never_changes_an_answer(
-    specs: list[tuple[str, float, int, int]], kv_blocks: int, batch: int, budget: int, data: st.DataObject
-) -> None:
-    """Whoever comes, pauses, leaves or is preempted meanwhile: each answer is the one given alone; nothing leaks."""
-    calls = [
-        toy_call(text, f"call-{n}", temperature=temperature, max_tokens=tokens, choices=choices)
-        for n, (text, temperature, tokens, choices) in enumerate(specs)
-    ]
-    habit, max_draft = data.draw(st.sampled_from([0.0, 12.0])), data.draw(st.integers(0, 6))
-    engine = toy_engine(kv_blocks=kv_blocks, habit=habit, max_batch=batch, token_budget=budget, max_draft=max_draft)
-
-    heard, cancelled = schedule(engine, calls, data)
-
-    assert engine.blocks.free == engine.blocks.total
-    assert engine.unanswered == 0
-    for call in calls:
-        alone = answer(call, habit=habit)
-        for index in range(call.choices):
-            whole, told = alone.text(call.id, index), heard.text(call.id, index)
-            assert whole.startswith(told) if call.id in cancelled else whole == told
-        if call.id not in cancelled:
-            before, after = alone.deltas[call.id][-1].usage, heard.deltas[call.id][-1].usage
-            assert before is not None
-            assert after is not None
-            assert (before.prompt_tokens, before.completion_tokens) == (after.prompt_tokens, after.completion_tokens)
 
 
 def test_the_end_token_is_none_of_the_letters() -> None:

@@ -69,7 +69,7 @@ class Scores:
         """Choose the next tokens of an answer: one, and one more for each guess that was right, until it ends."""
         choices = [self._choose(row, answer, 0)]
         for at, guess in enumerate(draft, 1):
-            if choices[-1].token != guess or answer.is_whole:
+            if choices[-1].token != guess or choices[-1].ends:
                 break
             choices.append(self._choose(row + at, answer, at))
         return choices

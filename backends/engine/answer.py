@@ -111,12 +111,13 @@ class Answer:
         pieces = [] if is_end else self._said(self.stops.push(self._answered(self.text.push(choice.token))))
         if self.answering.call.logprobs is not None and not is_end:
             self._note_logprob(choice)
-        finish = self._finish(is_end=is_end)
+        is_whole = choice.ends or (self.calls is not None and self.calls.finished)
+        finish = self._finish(is_whole=is_end or is_whole)
         if finish is None and not self.pending and self.answering.is_counted:
             return self._go_on(pieces)
         if finish is not None:
             self.answering.unfinished -= 1
-            pieces += self._rest(is_cut=not (is_end or self.is_whole))
+            pieces += self._rest(is_cut=not (is_end or is_whole))
         return self._tell(pieces, finish)
 
     def _go_on(self, pieces: list[Piece]) -> list[Delta]:
@@ -150,13 +151,9 @@ class Answer:
             return self.calls.push(text)
         return [text] if text else []
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing can follow, by the grammar or because the one call that was wanted is there."""
-        return (self.mask is not None and self.mask.finished) or (self.calls is not None and self.calls.finished)
-
-    def _finish(self, *, is_end: bool) -> Finish | None:
-        if is_end or self.stops.is_hit or self.is_whole:
+    def _finish(self, *, is_whole: bool) -> Finish | None:
+        """Say why the answer ends: by its end token, its grammar, the one call that was wanted, or its limit."""
+        if is_whole or self.stops.is_hit:
             is_called = self.calls is not None and self.calls.called
             return "tool_calls" if is_called and not self._is_half_called else "stop"
         return "length" if self.sampled >= self.limit else None

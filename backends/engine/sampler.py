@@ -27,11 +27,15 @@ Weights = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A token with its ln p, and the likeliest alternatives as (token, ln p); ln p is 0 unless it was asked for."""
+    """A token with its ln p, and the likeliest alternatives as (token, ln p); ln p is 0 unless it was asked for.
+
+    It `ends` the answer when the grammar lets nothing follow.
+    """
 
     token: int
     logprob: float = 0.0
     top: tuple[tuple[int, float], ...] = ()
+    ends: bool = False
 
 
 class Mask(Protocol):
@@ -43,6 +47,11 @@ class Mask(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Take the chosen token."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
         ...
 
 
@@ -72,9 +81,7 @@ class Sampler:
         """Choose the token for `position` of the sequence; `logits` is left unchanged."""
         token = self._pick(self._ruled(logits), position)
         self._count(token)
-        if self._rules.mask is not None:
-            self._rules.mask.accept(token)
-        return Choice(token, *self._logprobs(logits, token))
+        return Choice(token, *self._logprobs(logits, token), ends=self._ends(token))
 
     def _ruled(self, logits: Logits) -> Logits:
         early = self._made < self._rules.min_tokens
@@ -115,6 +122,13 @@ class Sampler:
             self._chosen[token] = self._chosen.get(token, 0) + 1
         if self._sampling.repetition_penalty != 1.0:
             self._seen.add(token)
+
+    def _ends(self, token: int) -> bool:
+        mask = self._rules.mask
+        if mask is None:
+            return False
+        mask.accept(token)
+        return mask.finished
 
     def _logprobs(self, logits: Logits, token: int) -> tuple[float, tuple[tuple[int, float], ...]]:
         if self._rules.logprobs is None:
