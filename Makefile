@@ -44,6 +44,10 @@ types: $(DEV)  ## run mypy --strict
 docs: $(SERVE)  ## write the generated parts of the docs: files, metrics, command line
 	@.venv/bin/python docs/generate.py
 
+# Its script has another name: beside the others, a batching.py would stand in the way of our package of that name.
+bench-batching: $(DEV) $(NATIVE)
+	@.venv/bin/python bench/arrivals.py
+
 bench-%: $(DEV) $(NATIVE)  ## print one benchmark's table and write build/bench/NAME.json, e.g. make bench-baseline
 	@.venv/bin/python bench/$*.py
 

@@ -144,6 +144,13 @@ def test_every_package_ships() -> None:
     assert {path.parent for path in FILES} == {ROOT / name.replace(".", "/") for name in listed}
 
 
+def test_no_benchmark_is_named_as_a_package_of_ours() -> None:
+    """A script's folder comes first when Python looks for a module: the other scripts would import the wrong one."""
+    names = {path.stem for path in (ROOT / "bench").glob("*.py")}
+
+    assert names & (set(PACKAGES) | {"docs", "tests"}) == set()
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_classes_are_named_from_the_glossary(path: Path) -> None:
     """No class is a Manager, Handler, Helper, Utils, Service, Context or Info."""
