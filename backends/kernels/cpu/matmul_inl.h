@@ -61,6 +61,14 @@ INLINE bool any_of(const uint8_t* flags) {
     return (first | rest) != 0;
 }
 
+// Few rows use each weight once, so its way from memory is all that counts, and the hardware's own prefetch ends with each
+// page: a step took 5.0 ms without this and 4.1 with it at batch 1, 6.3 and 5.0 at batch 4 (best of 200, builds in turn).
+constexpr int kFetchedAheadRows = 4, kFetchedAheadBytes = 4096;
+
+INLINE void fetch_ahead(const uint8_t* chunk, int bytes) {
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(chunk + kFetchedAheadBytes + line);
+}
+
 // out[m] = sum over groups of scale * dot(codes - offset, x) + minimum * sum of x. A second digit that any row of the
 // tile has is added for all of them, times zero for the others.
 template <int Bits, bool Asymmetric, int Rows>
@@ -76,6 +84,7 @@ INLINE void tile(const uint8_t* panel, const Panels& p, const Activations& x, in
         const F16 scale = load_half(scales + g * kLanes);
         const int end = c + p.group_chunks < p.chunks ? c + p.group_chunks : p.chunks;
         for (; c < end; c++, chunk += chunk_bytes(Bits), at += x.stride) {
+            if constexpr (Rows <= kFetchedAheadRows) fetch_ahead(chunk, chunk_bytes(Bits));
             add_chunk<Bits>(chunk, x.codes + kChunk * at, x.scales + at, scale, out);
             if (any_of<Rows>(x.is_fine + at))
                 add_chunk<Bits>(again(chunk), x.fine + kChunk * at, x.fine_scales + at, scale, out);
