@@ -160,6 +160,9 @@ class Batching:
     ] = 0
     block_tokens: Annotated[Literal[16, 32, 64, 128], Doc("Tokens in one block of the KV cache.")] = 16
     kv_memory_bytes: Annotated[Size, Range(_MIB, 1 << 40), Doc("Memory of one worker's KV cache.")] = 1 << 30
+    kv_format: Annotated[
+        Literal["fp16", "int8", "int4"], Doc("How the native library keeps a value of the KV cache.")
+    ] = "fp16"
     max_waiting: Annotated[int, Range(0, 100_000), Doc("Most calls that wait for a place; one more is refused.")] = 256
     speculation: Annotated[
         Literal["auto", "off"], Doc("Whether tokens are guessed ahead where that pays; answers stay the same.")

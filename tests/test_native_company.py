@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from backends.engine.native import NativeRunner
 from backends.engine.quant import Scheme
 from backends.engine.runner import Batch
-from backends.kernels.cpu import isa_name, native_missing
+from backends.kernels.cpu import KV_BITS, Isa, KvFormat, isa_name, native_missing
 from tests.random_model import RandomModel, spec_of
 
 pytestmark = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
-SHAPES = ((1, 1, 8), (8, 1, 24), (6, 2, 20), (9, 3, 16))
+# heads, kv heads, head_dim and the format of the cache
+Form = tuple[int, int, int, KvFormat]
+FORMS = [(*shape, kv_format) for shape in ((1, 1, 8), (8, 1, 24), (6, 2, 20), (9, 3, 40)) for kv_format in KV_BITS]
 SEATS, SEAT_BLOCKS = 4, 8
 TEXTS = np.random.default_rng(5).integers(0, 99, (6, 120)).astype(np.int32)
 
@@ -23,11 +25,11 @@ TEXTS = np.random.default_rng(5).integers(0, 99, (6, 120)).astype(np.int32)
 Part = tuple[int, int, int]
 
 
-def opened(shape: tuple[int, int, int], isa: str) -> NativeRunner:
-    """Open a random model with heads, kv heads and head_dim of `shape`."""
-    heads, kv_heads, head_dim = shape
+def opened(form: Form, isa: Isa) -> NativeRunner:
+    """Open a random model of that form."""
+    heads, kv_heads, head_dim, kv_format = form
     model = RandomModel(spec_of(heads=heads, kv_heads=kv_heads, head_dim=head_dim), Scheme(5, 32, symmetric=False))
-    return NativeRunner(model, kv_blocks=SEATS * SEAT_BLOCKS, threads=2, isa=isa)
+    return NativeRunner(model, kv_blocks=SEATS * SEAT_BLOCKS, threads=2, isa=isa, kv_format=kv_format)
 
 
 def run(runner: NativeRunner, parts: list[tuple[NDArray[np.int32], int, int]]) -> list[NDArray[np.float32]]:
@@ -45,9 +47,9 @@ def run(runner: NativeRunner, parts: list[tuple[NDArray[np.int32], int, int]]) -
     return np.split(runner.forward(batch).copy(), starts[1:-1])
 
 
-def alone(shape: tuple[int, int, int], isa: str, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+def alone(form: Form, isa: Isa, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     """Compute a sequence token by token in a runner that has done nothing before."""
-    with opened(shape, isa) as fresh:
+    with opened(form, isa) as fresh:
         return np.concatenate([run(fresh, [(tokens[: n + 1], n, 0)])[0] for n in range(len(tokens))])
 
 
@@ -59,14 +61,14 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @settings(max_examples=6)
 @given(history=steps, text=st.integers(0, 5), cuts=st.sets(st.integers(1, 119), max_size=3), data=st.data())
-def test_neither_history_nor_company_nor_cuts_change_a_bit(shape, isa, history, text, cuts, data) -> None:
+def test_neither_history_nor_company_nor_cuts_change_a_bit(form, isa, history, text, cuts, data) -> None:
     """In any seat, after any steps, beside any others, in any pieces: the logits of the sequence alone."""
     if isa_name(isa) is None:
         pytest.skip(f"this machine has no {isa}")
-    with opened(shape, isa) as runner:
+    with opened(form, isa) as runner:
         for step in history:
             run(runner, [(TEXTS[i, :count], 0, seat) for seat, (i, count) in enumerate(step)])
         rows, past, seat = [], 0, data.draw(st.integers(0, SEATS - 1))
@@ -77,4 +79,4 @@ def test_neither_history_nor_company_nor_cuts_change_a_bit(shape, isa, history, 
             rows.append(run(runner, parts)[place])
             past = cut
 
-    np.testing.assert_array_equal(np.concatenate(rows), alone(shape, isa, TEXTS[text]))
+    np.testing.assert_array_equal(np.concatenate(rows), alone(form, isa, TEXTS[text]))

@@ -83,11 +83,14 @@ def test_a_row_that_is_not_finite_gives_nan_and_the_others_what_they_are(isa: cp
     np.testing.assert_array_equal(out[[0, 1, 3]], right[[0, 1, 3]])
 
 
-def test_logits_of_a_broken_model_are_nan_and_its_greedy_token_is_minus_one(isa: cpu.Isa) -> None:
+@pytest.mark.parametrize("kv_format", cpu.KV_BITS)
+def test_logits_of_a_broken_model_are_nan_and_its_greedy_token_is_minus_one(
+    isa: cpu.Isa, kv_format: cpu.KvFormat
+) -> None:
     """A NaN in layer 0's values reaches the answer instead of becoming text."""
     model = RandomModel(spec_of(heads=2, kv_heads=1, head_dim=24), Scheme(8, 32), broken="layers.0.attention.v.bias")
     batch = Batch(*(np.array(part, np.int32) for part in ([5, 6], [0, 1], [0, 2], [2], [[0]], [1])))
-    with NativeRunner(model, kv_blocks=1, threads=1, isa=isa) as runner:
+    with NativeRunner(model, kv_blocks=1, threads=1, isa=isa, kv_format=kv_format) as runner:
         assert np.isnan(runner.forward(batch)).all()
         assert runner.greedy(batch)[0] == -1
 

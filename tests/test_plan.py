@@ -14,7 +14,7 @@ from backends.engine.native import NativeRunner
 from backends.engine.planning import Settings
 from backends.engine.quantised import Quantised
 from backends.engine.weights import Checkpoint
-from backends.kernels.cpu import native_missing
+from backends.kernels.cpu import KvFormat, native_missing
 from tests.conftest import MINILM, SMOLLM2
 from tests.serving import TIDEGATE
 
@@ -84,18 +84,29 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
-def test_planned_weights_are_those_that_are_loaded(checkpoint: Checkpoint) -> None:
-    """To the byte, padding included; vectors are all that the library keeps besides."""
+@pytest.mark.parametrize(("kv_format", "token_bytes"), [("fp16", 23_040), ("int8", 11_880), ("int4", 7_200)])
+def test_what_is_planned_is_what_is_loaded(checkpoint: Checkpoint, kv_format: KvFormat, token_bytes: int) -> None:
+    """To the byte, padding and scales included; vectors are all that the library keeps besides."""
     settings = Settings(
         model="m", source=SMOLLM2, runner="native", max_batch=8, token_budget=64, block_tokens=16,
-        kv_memory_bytes=64 << 20, max_waiting=1,
+        kv_memory_bytes=64 << 20, kv_format=kv_format, max_waiting=1,
     )  # fmt: skip
 
     planned = footprint(settings)
 
-    with NativeRunner(Quantised(checkpoint), kv_blocks=planned.plan.blocks) as runner:
+    with NativeRunner(Quantised(checkpoint), kv_blocks=planned.plan.blocks, kv_format=kv_format) as runner:
         assert planned.weight_bytes - runner.weight_bytes == 4 * 576 * (2 * 30 + 1)
-        assert planned.kv_bytes == runner.kv_bytes
+        assert planned.kv_bytes == runner.kv_bytes == planned.plan.blocks * 16 * token_bytes
+
+
+def test_torch_refuses_a_cache_in_codes(tmp_path: Path) -> None:
+    """Rather than keep fp32 where int8 was asked for."""
+    text = '[worker]\nrunner = "torch"\n[batching]\nkv_format = "int8"\n'
+
+    run = planned(tmp_path, text + RELEASE.format(SMOLLM2))
+
+    assert run.returncode == 1
+    assert 'm/stable: cannot start: m: [batching] kv_format is "int8", which only the native library has' in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Footprint:
 def footprint(settings: Settings) -> Footprint:
     """Say what a worker with these settings will hold; CheckpointError when it could not start."""
     choice, checkpoint = choose(settings), opened(settings)
-    spec, per_token = checkpoint.spec, token_bytes(choice, checkpoint.spec)
+    spec, per_token = checkpoint.spec, token_bytes(choice, checkpoint.spec, settings.kv_format)
     plan = plan_kv(spec, settings, token_bytes=per_token)
     return Footprint(
         choice,

@@ -35,7 +35,7 @@ def load(settings: Settings, progress: Progress, chosen: Callable[[Choice], None
     chosen(choice)
     progress("checkpoint", 0.0)
     checkpoint = opened(settings)
-    plan = plan_kv(checkpoint.spec, settings, token_bytes=token_bytes(choice, checkpoint.spec))
+    plan = plan_kv(checkpoint.spec, settings, token_bytes=token_bytes(choice, checkpoint.spec, settings.kv_format))
     progress("weights", 0.1)
     with ThreadPoolExecutor(1) as beside:
         tokenizer = beside.submit(lambda: checkpoint.tokenizer)
@@ -58,6 +58,11 @@ def choose(settings: Settings) -> Choice:
         return Choice("native")
     if settings.runner == "native":
         raise CheckpointError(f'{settings.model}: [worker] runner is "native", but {missing}')
+    if settings.kv_format != "fp16":
+        raise CheckpointError(
+            f'{settings.model}: [batching] kv_format is "{settings.kv_format}", which only the native library has, but '
+            f'{missing or "[worker] runner is torch"}; leave kv_format at "fp16"'
+        )
     if find_spec("torch") is None:
         torch = "torch is not installed: pip install 'tidegate[torch]'"
         raise CheckpointError(
@@ -74,11 +79,11 @@ def opened(settings: Settings) -> Checkpoint:
     return checkpoint.stretched(settings.rope_scaling, settings.rope_factor)
 
 
-def token_bytes(choice: Choice, spec: ModelSpec) -> int:
-    """Bytes of one token's K and V: torch holds fp32, the native library fp16 in whole registers of sixteen."""
+def token_bytes(choice: Choice, spec: ModelSpec, kv_format: cpu.KvFormat) -> int:
+    """Bytes of one token's K and V: torch holds fp32, the native library `kv_format` in whole registers of sixteen."""
     if choice.runner == "torch":
         return 2 * spec.kv_bytes_per_token
-    return 4 * spec.layers * spec.kv_heads * -(-spec.head_dim // cpu.LANES) * cpu.LANES
+    return spec.layers * spec.kv_heads * cpu.kv_head_bytes(kv_format, spec.head_dim)
 
 
 def open_runner(choice: Choice, checkpoint: Checkpoint, settings: Settings, plan: KvPlan) -> Runner:
@@ -93,7 +98,11 @@ def open_runner(choice: Choice, checkpoint: Checkpoint, settings: Settings, plan
 
     try:
         return NativeRunner(
-            Quantised(checkpoint), kv_blocks=plan.blocks, block_tokens=settings.block_tokens, threads=threads
+            Quantised(checkpoint),
+            kv_blocks=plan.blocks,
+            block_tokens=settings.block_tokens,
+            threads=threads,
+            kv_format=settings.kv_format,
         )
     except cpu.NativeError as exc:
         raise CheckpointError(f"{settings.model}: {exc}") from exc

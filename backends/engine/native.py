@@ -53,7 +53,7 @@ class Weights(Protocol):
 
 
 class NativeRunner:
-    """A model in the native library with its paged fp16 KV cache. See `Runner`."""
+    """A model in the native library with its paged KV cache. See `Runner`."""
 
     def __init__(
         self,
@@ -63,14 +63,16 @@ class NativeRunner:
         block_tokens: int = 16,
         threads: int = 0,
         isa: cpu.Isa = "best",
+        kv_format: cpu.KvFormat = "fp16",
     ) -> None:
         self.spec, self.kv_blocks, self.block_tokens = weights.spec, kv_blocks, block_tokens
         _check_shape(self.spec, kv_blocks, block_tokens)
+        self._kv_bits = cpu.KV_BITS[kv_format]
         self._stride = -(-self.spec.vocabulary // cpu.LANES) * cpu.LANES
         self._logits = np.empty((0, self._stride), np.float32)
         self._kept: list[Any] = []
         self._arena = _Arena(_most_bytes(self.spec))
-        self._kv = _zeroed(_kv_bytes(self.spec, kv_blocks, block_tokens))
+        self._kv = _zeroed(kv_blocks * block_tokens * self._token_bytes(kv_format))
         self._engine = self._open(self._model(weights), threads, isa)
 
     def forward(self, batch: Batch, best: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
@@ -112,6 +114,9 @@ class NativeRunner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _token_bytes(self, kv_format: cpu.KvFormat) -> int:
+        return self.spec.layers * self.spec.kv_heads * cpu.kv_head_bytes(kv_format, self.spec.head_dim)
 
     def _step(
         self, batch: Batch, logits: NDArray[np.float32] | None = None, chosen: NDArray[np.int32] | None = None
@@ -160,7 +165,7 @@ class NativeRunner:
             spec.norm_eps,
             self.block_tokens,
             self.kv_blocks,
-            0,
+            self._kv_bits,
             self._vector(weights.vector("norm.weight")),
             self._vector(cosines),
             self._vector(sines),
@@ -240,11 +245,6 @@ def rope_tables(
         inverse = inverse / factors
     angles = np.arange(spec.context_tokens, dtype=np.float32)[:, None] * inverse.astype(np.float32)
     return np.cos(angles) * np.float32(spec.rope_scale), np.sin(angles) * np.float32(spec.rope_scale)
-
-
-def _kv_bytes(spec: ModelSpec, blocks: int, block_tokens: int) -> int:
-    width = -(-spec.head_dim // cpu.LANES) * cpu.LANES
-    return 4 * spec.layers * blocks * block_tokens * spec.kv_heads * width
 
 
 def _most_bytes(spec: ModelSpec) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from backends.engine.problems import CheckpointError
 from backends.engine.runner import ModelSpec
+from backends.kernels.cpu import KvFormat
 
 RunnerChoice = Literal["auto", "native", "torch"]
 
@@ -30,6 +31,7 @@ class Settings:
     window_s: float = 0.0
     block_tokens: int
     kv_memory_bytes: int
+    kv_format: KvFormat = "fp16"
     max_waiting: int
     speculation: Literal["auto", "off"] = "auto"
     threads: int = 0

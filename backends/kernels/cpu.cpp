@@ -53,17 +53,19 @@ bool is_sound(const TgModel& m, const TgLayer& l) {
            is_sound(l.up, m.ffn, m.hidden) && is_sound(l.down, m.hidden, m.ffn);
 }
 
-int64_t kv_halves(const TgModel& m) {
-    return int64_t(m.layers) * m.kv_blocks * m.kv_heads * m.block_tokens * 2 * round_up(m.head_dim, 16);
+int64_t head_bytes(const TgModel& m) {
+    return int64_t(m.block_tokens / 16) * 2 * plane_bytes(m.kv_bits, round_up(m.head_dim, 16));
 }
+
+int64_t kv_bytes(const TgModel& m) { return int64_t(m.layers) * m.kv_blocks * m.kv_heads * head_bytes(m); }
 
 bool is_sound(const TgModel& m) {
     if (m.layers < 1 || m.layers > 4096 || m.hidden < 1 || m.ffn < 1 || m.heads < 1 || m.kv_heads < 1) return false;
     if (m.heads > 4096 || m.heads % m.kv_heads || m.heads / m.kv_heads > kAttendRows) return false;
     if (m.head_dim < 2 || m.head_dim % 2 || m.head_dim > 1024 || m.context < 1 || m.block_tokens < 16 ||
-        m.block_tokens % 16 || m.kv_blocks < 1)
+        m.block_tokens % 16 || m.kv_blocks < 1 || (m.kv_bits != 16 && m.kv_bits != 8 && m.kv_bits != 4))
         return false;
-    if (!m.final_norm || !m.cosines || !m.sines || !m.layer || !m.kv || m.kv_bytes < 2 * kv_halves(m)) return false;
+    if (!m.final_norm || !m.cosines || !m.sines || !m.layer || !m.kv || m.kv_bytes < kv_bytes(m)) return false;
     if (!is_sound(m.embed, m.vocabulary, m.hidden) || !is_sound(m.head, m.vocabulary, m.hidden)) return false;
     for (int i = 0; i < m.layers; i++)
         if (!is_sound(m, m.layer[i])) return false;
@@ -193,6 +195,7 @@ struct AttendPart {
 class Engine {
    public:
     Engine(const TgModel& model, const Ops& ops, int threads) : model_(model), ops_(ops), pool_(threads) {
+        store_kv_ = ops.store_kv[kv_format(model.kv_bits)], attend_ = ops.attend[kv_format(model.kv_bits)];
         layers_.reset(new TgLayer[size_t(model.layers)]);
         memcpy(layers_.get(), model.layer, sizeof(TgLayer) * size_t(model.layers));
         model_.layer = layers_.get();
@@ -219,10 +222,10 @@ class Engine {
 
     TgStatus copy_block(int source, int target) {
         if (source < 0 || source >= model_.kv_blocks || target < 0 || target >= model_.kv_blocks) return TG_BAD_STEP;
-        const int64_t block = model_.kv_heads * head_halves();
+        const int64_t block = model_.kv_heads * head_bytes(model_);
         for (int layer = 0; layer < model_.layers; layer++) {
-            uint16_t* blocks = model_.kv + int64_t(layer) * model_.kv_blocks * block;
-            memmove(blocks + target * block, blocks + source * block, size_t(block) * 2);
+            uint8_t* blocks = model_.kv + int64_t(layer) * model_.kv_blocks * block;
+            memmove(blocks + target * block, blocks + source * block, size_t(block));
         }
         return TG_OK;
     }
@@ -240,7 +243,6 @@ class Engine {
     static constexpr int kOwnRows = 4;
 
     int rows() const { return step_->token_count; }
-    int64_t head_halves() const { return int64_t(model_.block_tokens) * 2 * head_width_; }
 
     void reserve() {
         const int64_t count = rows();
@@ -394,8 +396,8 @@ class Engine {
         return table + int64_t(step_->positions[token]) * (model_.head_dim / 2);
     }
 
-    uint16_t* head_of(int layer, int block, int kv_head) const {
-        return model_.kv + ((int64_t(layer) * model_.kv_blocks + block) * model_.kv_heads + kv_head) * head_halves();
+    uint8_t* head_of(int layer, int block, int kv_head) const {
+        return model_.kv + ((int64_t(layer) * model_.kv_blocks + block) * model_.kv_heads + kv_head) * head_bytes(model_);
     }
 
     int sequence_of(int token) const {
@@ -409,6 +411,7 @@ class Engine {
 
     void write_kv(int thread, const TgLayer& layer, int index) {
         float* rotated = locals_[thread].row.get();
+        const int64_t subblock = 2 * plane_bytes(model_.kv_bits, head_width_);
         share_each(thread, rows(), [&, rotated](int token) {
             const int position = step_->positions[token], inside = position % model_.block_tokens;
             const int32_t* table = step_->blocks + int64_t(sequence_of(token)) * step_->table_width;
@@ -416,9 +419,9 @@ class Engine {
                 const int64_t at = int64_t(token) * kv_width_ + head * model_.head_dim;
                 ops_.rotate(keys_.get() + at, layer.k_norm, model_.norm_eps, rope(model_.cosines, token),
                             rope(model_.sines, token), model_.head_dim, 1, rotated);
-                uint16_t* block = head_of(index, table[position / model_.block_tokens], head);
-                ops_.store_kv(rotated, values_.get() + at, model_.head_dim, head_width_,
-                              block + int64_t(inside / 16) * 32 * head_width_, inside % 16);
+                uint8_t* block = head_of(index, table[position / model_.block_tokens], head);
+                store_kv_(rotated, values_.get() + at, model_.head_dim, head_width_, block + inside / 16 * subblock,
+                          inside % 16);
             }
         });
     }
@@ -440,7 +443,7 @@ class Engine {
                 row,
                 head_width_,
                 head_of(index, 0, part.kv_head),
-                model_.kv_heads * head_halves(),
+                model_.kv_heads * head_bytes(model_),
                 table,
                 model_.block_tokens};
     }
@@ -450,7 +453,7 @@ class Engine {
         const Attention a = queries_of(thread, layer, index, part);
         if (part.partial >= 0) {
             const int64_t at = int64_t(part.partial) * repeat_;
-            ops_.attend(a, part.chunk, part_states_.get() + at, part_sums_.get() + at * head_width_, local.scores.get());
+            attend_(a, part.chunk, part_states_.get() + at, part_sums_.get() + at * head_width_, local.scores.get());
             return;
         }
         float *totals = local.sums.get(), *sums = totals + kAttendRows * head_width_;
@@ -458,7 +461,7 @@ class Engine {
         memset(totals, 0, size_t(a.rows * head_width_) * 4);
         const int chunks = (a.limits[a.rows - 1] + kAttendTokens - 1) / kAttendTokens;
         for (int chunk = 0; chunk < chunks; chunk++) {
-            ops_.attend(a, chunk, local.part, sums, local.scores.get());
+            attend_(a, chunk, local.part, sums, local.scores.get());
             for (int row = 0; row < a.rows; row++)
                 ops_.merge(local.part[row], sums + row * head_width_, local.state[row], totals + row * head_width_,
                            head_width_);
@@ -530,6 +533,8 @@ class Engine {
 
     TgModel model_;
     const Ops& ops_;
+    StoreKv* store_kv_;
+    Attend* attend_;
     Pool pool_;
     std::unique_ptr<TgLayer[]> layers_;
     std::unique_ptr<Phase[]> phases_;

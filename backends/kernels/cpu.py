@@ -19,6 +19,8 @@ from backends.kernels.build import library_path
 Isa = Literal["best", "portable", "avx2", "avx512"]
 ISA: Final[dict[Isa, int]] = {"best": -1, "portable": 0, "avx2": 1, "avx512": 2}
 LANES: Final = 16
+KvFormat = Literal["fp16", "int8", "int4"]
+KV_BITS: Final[dict[KvFormat, int]] = {"fp16": 16, "int8": 8, "int4": 4}
 
 _REASONS: Final = {
     -1: "a shape or a size of the model does not fit",
@@ -58,7 +60,7 @@ class Model(ctypes.Structure):
             for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "context")
         ),
         ("norm_eps", ctypes.c_float),
-        *((name, ctypes.c_int32) for name in ("block_tokens", "kv_blocks", "reserved")),
+        *((name, ctypes.c_int32) for name in ("block_tokens", "kv_blocks", "kv_bits")),
         *((name, ctypes.c_void_p) for name in ("final_norm", "cosines", "sines")),
         ("layer", ctypes.POINTER(Layer)),
         ("embed", Linear),
@@ -125,6 +127,18 @@ def isa_name(isa: Isa = "best") -> str | None:
     """Return the instruction set that `isa` means on this machine, or None where it is missing."""
     name = library().tg_isa(ISA[isa])
     return name.decode() if name else None
+
+
+def kv_head_bytes(kv_format: KvFormat, head_dim: int) -> int:
+    """Bytes of one token's K and V of one head, scales and padding included; see cpu/ops.h."""
+    registers = -(-head_dim // LANES)
+    match kv_format:
+        case "fp16":
+            return 4 * LANES * registers
+        case "int8":
+            return 2 * (LANES * registers + 2)
+        case "int4":
+            return 2 * (LANES + 4) * -(-registers // 2)
 
 
 def allowed_cores() -> list[int]:

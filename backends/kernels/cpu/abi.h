@@ -22,11 +22,11 @@ struct TgLayer {
 struct TgModel {
     int32_t layers, hidden, ffn, heads, kv_heads, head_dim, vocabulary, context;
     float norm_eps;
-    int32_t block_tokens, kv_blocks, reserved;
+    int32_t block_tokens, kv_blocks, kv_bits;
     const float *final_norm, *cosines, *sines;  // rope tables [context, head_dim / 2]
     const TgLayer* layer;
     TgLinear embed, head;
-    uint16_t* kv;  // fp16 [layers][kv_blocks][kv_heads][block_tokens / 16][K: head_dim x 16 | V: 16 x head_dim]
+    uint8_t* kv;  // [layers][kv_blocks][kv_heads][block_tokens / 16][K: head_dim x 16 | V: 16 x head_dim], see ops.h
     int64_t kv_bytes;
 };
 

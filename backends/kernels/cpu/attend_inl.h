@@ -1,9 +1,9 @@
-// RoPE, the KV cache and attention over it. Included by ops_inl.h.
+// RoPE, and attention over the KV cache. Included by ops_inl.h.
 #pragma once
 
 namespace {
 
-// --- RoPE and the KV cache --------------------------------------------------------------------------------------------
+// --- RoPE -------------------------------------------------------------------------------------------------------------
 
 // out = scale * rope(norm(x)), halves rotated against each other as in the HF layout; any head_dim, so scalar tails.
 void rotate(const float* x, const float* norm, float eps, const float* cosines, const float* sines, int head_dim,
@@ -21,51 +21,35 @@ void rotate(const float* x, const float* norm, float eps, const float* cosines, 
     }
 }
 
-// One token's K and V into its slot of a sub-block: [K: head_width x 16 tokens | V: 16 tokens x head_width]. K is stored
-// across tokens so that a register of scores is sixteen tokens and needs no sum over lanes.
-void store_kv(const float* k, const float* v, int head_dim, int head_width, uint16_t* subblock, int slot) {
-    const F16 most = all(65504.0f), least = all(-65504.0f);  // as left operands they let NaN pass
-    uint16_t halves[16];
-    uint16_t* values = subblock + 16 * head_width + slot * head_width;
-    for (int d = 0; d < head_dim; d += 16) {
-        const int count = head_dim - d < 16 ? head_dim - d : 16;
-        F16 key = zero(), value = zero();
-        if (count == 16) {
-            key = load(k + d), value = load(v + d);
-        } else {
-            float rest[32] = {};
-            memcpy(rest, k + d, size_t(count) * 4), memcpy(rest + 16, v + d, size_t(count) * 4);
-            key = load(rest), value = load(rest + 16);
-        }
-        store_half(halves, max(least, min(most, key)));
-        store_half(values + d, max(least, min(most, value)));
-        for (int i = 0; i < 16; i++) subblock[(d + i) * 16 + slot] = halves[i];
-    }
-}
-
 // --- attention --------------------------------------------------------------------------------------------------------
 
-inline const uint16_t* subblock_of(const Attention& a, int token) {
+template <int Bits>
+inline const uint8_t* subblock_of(const Attention& a, int token) {
     const int64_t inside = token % a.block_tokens / 16;
-    return a.kv + a.blocks[token / a.block_tokens] * a.block_stride + inside * 32 * a.head_width;
+    return a.kv + a.blocks[token / a.block_tokens] * a.block_stride + inside * 2 * plane_bytes(Bits, a.head_width);
 }
 
 // scores[row][token] = q[row] . k[token], for `Spans` runs of sixteen tokens at once to keep the multipliers busy
-template <int Rows, int Spans>
+template <int Bits, int Rows, int Spans>
 inline void score_spans(const Attention& a, const int (&rows)[Rows], int token, float* scores) {
-    const uint16_t* keys[Spans];
+    Plane<Bits> keys[Spans];
     F16 sums[Spans][Rows];
     for (int s = 0; s < Spans; s++) {
-        keys[s] = subblock_of(a, token + 16 * s);
+        keys[s] = Plane<Bits>(subblock_of<Bits>(a, token + 16 * s), a.head_width);
         for (int m = 0; m < Rows; m++) sums[s][m] = zero();
     }
-    for (int d = 0; d < a.head_width; d++)
+    const int width = Bits == 4 ? 32 : a.head_width;
+    for (int first = 0; first < a.head_width; first += width) {
+        const int last = first + width < a.head_width ? first + width : a.head_width;
+        for (int s = 0; s < Spans; s++) keys[s].open_group(first / 32);
+        for (int d = first; d < last; d++)
 #pragma GCC unroll 4
-        for (int s = 0; s < Spans; s++) {
-            const F16 key = load_half(keys[s] + 16 * d);
+            for (int s = 0; s < Spans; s++) {
+                const F16 key = keys[s].across_tokens(d);
 #pragma GCC unroll 12
-            for (int m = 0; m < Rows; m++) sums[s][m] = fma(all(a.q[rows[m] * a.head_width + d]), key, sums[s][m]);
-        }
+                for (int m = 0; m < Rows; m++) sums[s][m] = fma(all(a.q[rows[m] * a.head_width + d]), key, sums[s][m]);
+            }
+    }
     for (int s = 0; s < Spans; s++)
         for (int m = 0; m < Rows; m++) store(scores + m * kAttendTokens + token % kAttendTokens + 16 * s, sums[s][m]);
 }
@@ -88,18 +72,18 @@ inline Softmax soften(float* scores, int visible, int count) {
 }
 
 // sums[row] += weight[token] * v[token] in token order, for `Slices` x 16 of the head's values at once
-template <int Rows, int Slices>
+template <int Bits, int Rows, int Slices>
 inline void weigh(const Attention& a, int begin, int end, const float* weights, int slice, float* sums, int count) {
     F16 totals[Slices][Rows];
     for (int s = 0; s < Slices; s++)
         for (int m = 0; m < Rows; m++) totals[s][m] = zero();
     for (int token = begin; token < end; token += 16) {
-        const uint16_t* values = subblock_of(a, token) + 16 * (a.head_width + slice);
+        const Values<Bits, Slices> values(subblock_of<Bits>(a, token) + plane_bytes(Bits, a.head_width), a.head_width, slice);
         const int some = end - token < 16 ? end - token : 16;
         for (int t = 0; t < some; t++)
 #pragma GCC unroll 4
             for (int s = 0; s < Slices; s++) {
-                const F16 value = load_half(values + t * a.head_width + 16 * s);
+                const F16 value = values.of_token(t, s);
 #pragma GCC unroll 12
                 for (int m = 0; m < Rows; m++)
                     totals[s][m] = fma(all(weights[m * kAttendTokens + token - begin + t]), value, totals[s][m]);
@@ -109,8 +93,8 @@ inline void weigh(const Attention& a, int begin, int end, const float* weights, 
         for (int m = 0; m < count; m++) store(sums + m * a.head_width + 16 * (slice + s), totals[s][m]);
 }
 
-template <int Rows>
-struct Attend {
+template <int Bits, int Rows>
+struct AttendTile {
     static constexpr int kSpans = Rows <= 3 ? 4 : Rows <= 6 ? 2 : 1;
 
     static void run(int count, const Attention& a, int chunk, int first, Softmax* state, float* sums, float* scores) {
@@ -121,8 +105,8 @@ struct Attend {
         for (int m = 0; m < count; m++) end = a.limits[rows[m]] > end ? a.limits[rows[m]] : end;
         end = end < begin + kAttendTokens ? end : begin + kAttendTokens;
         int token = begin;
-        for (; token + 16 * (kSpans - 1) < end; token += 16 * kSpans) score_spans<Rows, kSpans>(a, rows, token, scores);
-        for (; token < end; token += 16) score_spans<Rows, 1>(a, rows, token, scores);
+        for (; token + 16 * (kSpans - 1) < end; token += 16 * kSpans) score_spans<Bits, Rows, kSpans>(a, rows, token, scores);
+        for (; token < end; token += 16) score_spans<Bits, Rows, 1>(a, rows, token, scores);
         const int width = (end - begin + 15) / 16 * 16;
         for (int m = 0; m < count; m++)
             state[first + m] = soften(scores + m * kAttendTokens, a.limits[rows[m]] - begin, width);
@@ -130,14 +114,21 @@ struct Attend {
         const int slices = a.head_width / 16;
         int slice = 0;
         for (; slice + kSpans <= slices; slice += kSpans)
-            weigh<Rows, kSpans>(a, begin, end, scores, slice, sums + first * a.head_width, count);
-        for (; slice < slices; slice++) weigh<Rows, 1>(a, begin, end, scores, slice, sums + first * a.head_width, count);
+            weigh<Bits, Rows, kSpans>(a, begin, end, scores, slice, sums + first * a.head_width, count);
+        for (; slice < slices; slice++) weigh<Bits, Rows, 1>(a, begin, end, scores, slice, sums + first * a.head_width, count);
     }
 };
 
+template <int Bits>
+struct Tiles {
+    template <int Rows>
+    using Of = AttendTile<Bits, Rows>;
+};
+
 // One chunk of tokens for every row: state = its softmax, sums = its weighted values. `scratch`: 12 x 256 floats.
+template <int Bits>
 void attend(const Attention& a, int chunk, Softmax* state, float* sums, float* scratch) {
-    in_tiles<kTileRows>(a.rows, [&](int count, int first) { sized<Attend>(count, a, chunk, first, state, sums, scratch); });
+    in_tiles<kTileRows>(a.rows, [&](int count, int first) { sized<Tiles<Bits>::template Of>(count, a, chunk, first, state, sums, scratch); });
 }
 
 // Chunks are merged one after the other, in order, whether one thread ran them or many.

@@ -36,13 +36,27 @@ struct Activations {
     }
 };
 
+// The cache holds sixteen tokens of a head as two planes, K and V, in one of three formats by the bits of a value:
+//   16   halves
+//   8    int8 codes behind one scale a token:          x = scale * code
+//   4    codes of 0 ... 15 in groups of 32 values, a scale and a minimum a token and group:  x = scale * code + minimum
+// Scales are halves, sixteen tokens beside each other, group after group. No byte belongs to two tokens, so threads write
+// tokens in any order, and what is read of a token depends on that token alone.
+inline int kv_format(int bits) { return bits == 16 ? 0 : bits == 8 ? 1 : 2; }
+inline int kv_groups(int bits, int head_width) { return bits == 16 ? 0 : bits == 8 ? 1 : (head_width + 31) / 32; }
+inline int64_t scale_bytes(int bits, int head_width) { return kv_groups(bits, head_width) * (bits == 4 ? 64 : 32); }
+inline int64_t plane_bytes(int bits, int head_width) {
+    const int width = bits == 4 ? 32 * kv_groups(bits, head_width) : head_width;
+    return scale_bytes(bits, head_width) + 2 * width * bits;
+}
+
 // Queries of one KV head against the cached tokens of one sequence.
 struct Attention {
     const float* q;         // [rows][head_width], rotated and scaled
     const int32_t* limits;  // tokens each row may see
     int rows, head_width;   // head_width: head_dim rounded up to 16
-    const uint16_t* kv;     // this layer, this head
-    int64_t block_stride;   // in halves
+    const uint8_t* kv;      // this layer, this head
+    int64_t block_stride;   // in bytes
     const int32_t* blocks;
     int block_tokens;
 };
@@ -56,6 +70,9 @@ constexpr Softmax kNothing{-3.4e38f, 0};
 constexpr int kAttendTokens = 256;  // tokens of a chunk: the unit whose order of summation never changes
 constexpr int kAttendRows = 48;     // most rows of one attend call
 
+using StoreKv = void(const float* k, const float* v, int head_dim, int head_width, uint8_t* subblock, int slot);
+using Attend = void(const Attention& a, int chunk, Softmax* state, float* sums, float* scratch);
+
 struct Ops {
     const char* name;
     void (*quantise)(const float* x, const Activations& to, int row);
@@ -66,8 +83,8 @@ struct Ops {
                    int64_t stride);
     void (*rotate)(const float* x, const float* norm, float eps, const float* cosines, const float* sines, int head_dim,
                    float scale, float* out);
-    void (*store_kv)(const float* k, const float* v, int head_dim, int head_width, uint16_t* subblock, int slot);
-    void (*attend)(const Attention& a, int chunk, Softmax* state, float* sums, float* scratch);
+    StoreKv* store_kv[3];  // by kv_format
+    Attend* attend[3];
     void (*merge)(const Softmax& part, const float* part_sums, Softmax& into, float* sums, int head_width);
     int (*argmax)(const float* x, int count);
 };

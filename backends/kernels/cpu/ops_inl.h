@@ -70,6 +70,7 @@ inline float exponential(float x) {
 
 }  // namespace
 
+#include "cache_inl.h"
 #include "attend_inl.h"
 #include "matmul_inl.h"
 #include "quantise_inl.h"
@@ -121,4 +122,5 @@ int argmax(const float* x, int count) {
 
 #define TIDEGATE_OPS(isa)                                                                                              \
     const tidegate::Ops tidegate::ops_##isa = {#isa,   quantise, rms_quantise, matmul, swiglu,                         \
-                                               rotate, store_kv, attend,       merge,  argmax};
+                                               rotate, {store_kv<16>, store_kv<8>, store_kv<4>}, {attend<16>, attend<8>, attend<4>},     \
+                                               merge,  argmax};

@@ -61,6 +61,14 @@ inline void store_int8(int8_t* p, F16 v) {
     const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
     _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
+inline F16 of_bytes(__m128i v) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+}
+inline F16 load_int8(const uint8_t* p) { return of_bytes(_mm_loadu_si128((const __m128i*)p)); }
+inline F16 load_nibbles(const uint8_t* p, int shift) {
+    const __m128i moved = _mm_srl_epi16(_mm_loadu_si128((const __m128i*)p), _mm_cvtsi32_si128(shift));
+    return of_bytes(_mm_and_si128(moved, _mm_set1_epi8(15)));
+}
 inline float sum_lanes(F16 v) {
     __m256 s = _mm256_add_ps(v.a, v.b);
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));

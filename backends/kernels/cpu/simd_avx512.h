@@ -34,6 +34,14 @@ inline F16 first_lanes(F16 a, int count, float rest) {
 inline F16 load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline void store_half(uint16_t* p, F16 v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0)); }
 inline void store_int8(int8_t* p, F16 v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v))); }
+inline F16 load_int8(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+// (byte >> shift) & 15
+inline F16 load_nibbles(const uint8_t* p, int shift) {
+    const __m128i moved = _mm_srl_epi16(_mm_loadu_si128((const __m128i*)p), _mm_cvtsi32_si128(shift));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_and_si128(moved, _mm_set1_epi8(15))));
+}
 inline float sum_lanes(F16 v) { return _mm512_reduce_add_ps(v); }
 inline float max_lanes(F16 v) { return _mm512_reduce_max_ps(v); }
 

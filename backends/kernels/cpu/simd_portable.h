@@ -70,6 +70,8 @@ inline uint16_t float_to_half(float v) {
 inline F16 load_half(const uint16_t* p) { F16 r; LANES r.x[i] = half_to_float(p[i]); return r; }
 inline void store_half(uint16_t* p, const F16& v) { LANES p[i] = float_to_half(v.x[i]); }
 inline void store_int8(int8_t* p, const F16& v) { LANES p[i] = int8_t(nearbyintf(v.x[i])); }
+inline F16 load_int8(const uint8_t* p) { F16 r; LANES r.x[i] = int8_t(p[i]); return r; }
+inline F16 load_nibbles(const uint8_t* p, int shift) { F16 r; LANES r.x[i] = float(p[i] >> shift & 15); return r; }
 inline float sum_lanes(F16 v) {
     for (int n = 8; n; n /= 2)
         for (int i = 0; i < n; i++) v.x[i] += v.x[i + n];
