@@ -84,7 +84,7 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
-@pytest.mark.parametrize(("kv_format", "token_bytes"), [("fp16", 23_040), ("int8", 11_880), ("int4", 7_200)])
+@pytest.mark.parametrize(("kv_format", "token_bytes"), [("fp16", 23_040), ("int8", 12_240), ("int4", 7_200)])
 def test_what_is_planned_is_what_is_loaded(checkpoint: Checkpoint, kv_format: KvFormat, token_bytes: int) -> None:
     """To the byte, padding and scales included; vectors are all that the library keeps besides."""
     settings = Settings(

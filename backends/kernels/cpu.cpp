@@ -435,6 +435,7 @@ class Engine {
                 ops_.rotate(queries_.get() + int64_t(token) * query_width_ + head * model_.head_dim, layer.q_norm,
                             model_.norm_eps, rope(model_.cosines, token), rope(model_.sines, token), model_.head_dim,
                             scale, local.queries.get() + row * head_width_);
+                if (model_.kv_bits == 4) ops_.turn(local.queries.get() + row * head_width_, model_.head_dim, head_width_);
                 local.limits[row] = step_->positions[token] + 1;
             }
         const int32_t* table = step_->blocks + int64_t(part.sequence) * step_->table_width;

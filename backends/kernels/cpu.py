@@ -136,7 +136,7 @@ def kv_head_bytes(kv_format: KvFormat, head_dim: int) -> int:
         case "fp16":
             return 4 * LANES * registers
         case "int8":
-            return 2 * (LANES * registers + 2)
+            return 2 * (LANES * registers + 2 * -(-registers // 2))
         case "int4":
             return 2 * (LANES + 4) * -(-registers // 2)
 

@@ -38,7 +38,7 @@ inline void score_spans(const Attention& a, const int (&rows)[Rows], int token, 
         keys[s] = Plane<Bits>(subblock_of<Bits>(a, token + 16 * s), a.head_width);
         for (int m = 0; m < Rows; m++) sums[s][m] = zero();
     }
-    const int width = Bits == 4 ? 32 : a.head_width;
+    const int width = Bits < 16 ? 32 : a.head_width;
     for (int first = 0; first < a.head_width; first += width) {
         const int last = first + width < a.head_width ? first + width : a.head_width;
         for (int s = 0; s < Spans; s++) keys[s].open_group(first / 32);

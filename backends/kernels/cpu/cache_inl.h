@@ -5,6 +5,29 @@ namespace {
 
 constexpr int kMostWidth = 1024;
 
+// Halves a group of sixteen tokens keeps besides its codes.
+template <int Bits>
+constexpr int kGroupScales = Bits == 4 ? 32 : 16;
+
+// --- turning ----------------------------------------------------------------------------------------------------------
+
+// x[head_width] = x[head_dim] zero padded, each whole run of 32 times the orthogonal Hadamard matrix. Turned alike, a
+// query and a key have the product they had, but what one channel of the key stood out by is spread over 32: with 4 bits
+// a group would else have codes for that channel alone.
+void turn(float* x, int head_dim, int head_width) {
+    memset(x + head_dim, 0, size_t(head_width - head_dim) * 4);
+    for (int first = 0; first + 32 <= head_width; first += 32) {
+        float* run = x + first;
+        for (int apart = 1; apart < 32; apart *= 2)
+            for (int i = 0; i < 32; i += 2 * apart)
+                for (int j = i; j < i + apart; j++) {
+                    const float a = run[j], b = run[j + apart];
+                    run[j] = a + b, run[j + apart] = a - b;
+                }
+        for (int i = 0; i < 32; i++) run[i] *= 0.17677669529663689f;
+    }
+}
+
 // --- writing ----------------------------------------------------------------------------------------------------------
 
 // What a half can hold, zero padded to `width`; in this order NaN stays NaN.
@@ -52,8 +75,11 @@ inline void store_plane(const float* x, int head_dim, int head_width, uint8_t* p
     int8_t codes[kMostWidth];
     pad_to_halves(x, head_dim, width, padded);
     uint16_t* scales = reinterpret_cast<uint16_t*>(plane) + slot;
-    for (int g = 0, size = width / groups; g < groups; g++)
-        round_group<Bits>(padded + g * size, size, scales + 32 * g, codes + g * size);
+    if (Bits == 4 && is_key) turn(padded, head_dim, head_width);
+    for (int g = 0; g < groups; g++) {
+        const int count = width - 32 * g < 32 ? width - 32 * g : 32;
+        round_group<Bits>(padded + 32 * g, count, scales + kGroupScales<Bits> * g, codes + 32 * g);
+    }
     uint8_t* to = plane + scale_bytes(Bits, head_width);
     if (Bits == 8 && is_key)
         for (int d = 0; d < width; d++) to[16 * d + slot] = uint8_t(codes[d]);
@@ -100,7 +126,7 @@ struct Plane {
     Plane(const uint8_t* plane, int head_width) : scales(plane), codes(plane + scale_bytes(Bits, head_width)) {}
 
     INLINE void open_group(int group) {
-        const uint16_t* halves = reinterpret_cast<const uint16_t*>(scales) + (Bits == 4 ? 32 * group : 0);
+        const uint16_t* halves = reinterpret_cast<const uint16_t*>(scales) + kGroupScales<Bits> * group;
         if constexpr (Bits < 16) scale = load_half(halves);
         if constexpr (Bits == 4) minimum = load_half(halves + 16);
     }
@@ -122,7 +148,7 @@ struct Values {
         : codes(plane + scale_bytes(Bits, head_width)), width(head_width), slice(first) {
         if (Bits == 4) width = 32 * kv_groups(Bits, head_width);
         for (int s = 0; Bits < 16 && s < Slices; s++) {
-            const uint16_t* halves = reinterpret_cast<const uint16_t*>(plane) + (Bits == 4 ? (slice + s) / 2 * 32 : 0);
+            const uint16_t* halves = reinterpret_cast<const uint16_t*>(plane) + (slice + s) / 2 * kGroupScales<Bits>;
             store(scales[s], load_half(halves));
             if (Bits == 4) store(minimums[s], load_half(halves + 16));
         }

@@ -38,12 +38,12 @@ struct Activations {
 
 // The cache holds sixteen tokens of a head as two planes, K and V, in one of three formats by the bits of a value:
 //   16   halves
-//   8    int8 codes behind one scale a token:          x = scale * code
-//   4    codes of 0 ... 15 in groups of 32 values, a scale and a minimum a token and group:  x = scale * code + minimum
+//   8    int8 codes in groups of 32 values, a scale a token and group:  x = scale * code
+//   4    codes of 0 ... 15, with a minimum beside each scale:           x = scale * code + minimum; keys are turned (see turn)
 // Scales are halves, sixteen tokens beside each other, group after group. No byte belongs to two tokens, so threads write
 // tokens in any order, and what is read of a token depends on that token alone.
 inline int kv_format(int bits) { return bits == 16 ? 0 : bits == 8 ? 1 : 2; }
-inline int kv_groups(int bits, int head_width) { return bits == 16 ? 0 : bits == 8 ? 1 : (head_width + 31) / 32; }
+inline int kv_groups(int bits, int head_width) { return bits == 16 ? 0 : (head_width + 31) / 32; }
 inline int64_t scale_bytes(int bits, int head_width) { return kv_groups(bits, head_width) * (bits == 4 ? 64 : 32); }
 inline int64_t plane_bytes(int bits, int head_width) {
     const int width = bits == 4 ? 32 * kv_groups(bits, head_width) : head_width;
@@ -85,6 +85,7 @@ struct Ops {
                    float scale, float* out);
     StoreKv* store_kv[3];  // by kv_format
     Attend* attend[3];
+    void (*turn)(float* x, int head_dim, int head_width);
     void (*merge)(const Softmax& part, const float* part_sums, Softmax& into, float* sums, int head_width);
     int (*argmax)(const float* x, int count);
 };

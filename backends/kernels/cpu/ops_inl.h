@@ -123,4 +123,4 @@ int argmax(const float* x, int count) {
 #define TIDEGATE_OPS(isa)                                                                                              \
     const tidegate::Ops tidegate::ops_##isa = {#isa,   quantise, rms_quantise, matmul, swiglu,                         \
                                                rotate, {store_kv<16>, store_kv<8>, store_kv<4>}, {attend<16>, attend<8>, attend<4>},     \
-                                               merge,  argmax};
+                                               turn,   merge,    argmax};
