@@ -20,7 +20,7 @@ from backends.engine import quantizer, recipes, report, texts
 from backends.engine.dense import open_dense
 from backends.engine.gptq import expected_error, feedback_of, round_with_feedback
 from backends.engine.model import TorchRunner
-from backends.engine.packing import pack
+from backends.engine.packing import Panels, pack
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import Scheme, dequantize, quantize
 from backends.engine.quantize import Order
@@ -140,7 +140,7 @@ def test_panels_unpack_to_what_was_packed(scheme, shape):
     """Codes, scales and minimums of every scheme come back from the layout that kernels read."""
     tensor = quantize(np.random.default_rng(0).standard_normal(shape).astype(np.float32), scheme)
 
-    back = unpack(pack(tensor), scheme, *shape)
+    back = unpack(Panels(scheme, *shape, pack(tensor)))
 
     assert np.array_equal(back.codes, tensor.codes)
     assert np.array_equal(dequantize(back), dequantize(tensor))

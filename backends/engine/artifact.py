@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from backends.engine import gguf_file, hf_folder, safetensors_file, tokens
 from backends.engine.files import read_json
-from backends.engine.packing import Bytes
+from backends.engine.packing import Bytes, Panels
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, QuantTensor, Scheme, dequantize
 from backends.engine.runner import ModelSpec
@@ -27,7 +27,6 @@ from backends.engine.unpacking import unpack
 
 DESCRIPTION, WEIGHTS, GGUF_TOKENIZER = "quant.json", "model.safetensors", "tokenizer.gguf"
 FORMAT, VERSION, LAYOUT = "tidegate-quant", 1, "panels-16x32"
-ALIGNMENT = 64
 ROPE_FACTORS = "rope_factors"
 # What each kind of field of a ModelSpec may be; JSON has no types of its own to hold a file to.
 _KINDS: Mapping[str, Callable[[object], bool]] = {
@@ -94,12 +93,16 @@ class QuantFolder:
 
     def matrix(self, name: str) -> QuantTensor:
         """Return a matrix as it was rounded."""
+        return unpack(self.panels(name))
+
+    def panels(self, name: str) -> Panels:
+        """Return a matrix's panels, mapped; this looks at every scale of it, and so at nearly every page."""
         scheme, shape = self._schemes[name]
         try:
-            found = unpack(self.tensors[name].bytes, scheme, *shape)
+            found = Panels(scheme, *shape, self.tensors[name].bytes)
         except QuantError as exc:
             raise self._problem(f"{name}: {exc}") from exc
-        if not (np.isfinite(found.scales).all() and (found.minimums is None or np.isfinite(found.minimums).all())):
+        if not np.isfinite(found.headers).all():
             raise CheckpointError(f"{self.folder / WEIGHTS}: {name} holds a scale that is NaN or infinite")
         return found
 

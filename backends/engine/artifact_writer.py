@@ -14,8 +14,8 @@ import orjson
 from numpy.typing import NDArray
 
 from backends.engine import gguf_file
-from backends.engine.artifact import ALIGNMENT, DESCRIPTION, FORMAT, GGUF_TOKENIZER, LAYOUT, VERSION, WEIGHTS
-from backends.engine.packing import pack
+from backends.engine.artifact import DESCRIPTION, FORMAT, GGUF_TOKENIZER, LAYOUT, VERSION, WEIGHTS
+from backends.engine.packing import ALIGNMENT, pack
 from backends.engine.quant import QuantTensor
 from backends.engine.runner import ModelSpec
 

@@ -1,4 +1,4 @@
-"""The CPU form of `Runner`: quantised weights packed once, every step one call into the native library.
+"""The CPU form of `Runner`: quantised weights mapped or packed once, every step one call into the native library.
 
 Refuses to know scheduling, text and sampling, and never imports torch.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.engine.packing import pack, panel_shape
+from backends.engine.packing import ALIGNMENT, Panels, pack, panel_shape
 from backends.engine.quant import QuantTensor
 from backends.engine.runner import Batch, ModelSpec
 from backends.kernels import cpu
@@ -31,7 +32,7 @@ _MATRICES = {
 
 
 class Weights(Protocol):
-    """A quantised model as the runner wants it: matrices with their codes, vectors in fp32."""
+    """A quantised model as the runner wants it: matrices by their codes or laid out already, vectors in fp32."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -43,7 +44,7 @@ class Weights(Protocol):
         """Divisors of the rope frequencies, [head_dim / 2]; None when they are plain."""
         ...
 
-    def matrix(self, name: str) -> QuantTensor:
+    def matrix(self, name: str) -> QuantTensor | Panels:
         """Return the matrix `name`, rows of q and k in the half-split order of HF."""
         ...
 
@@ -71,6 +72,7 @@ class NativeRunner:
         self._stride = -(-self.spec.vocabulary // cpu.LANES) * cpu.LANES
         self._logits = np.empty((0, self._stride), np.float32)
         self._kept: list[Any] = []
+        self._weight_bytes = 0
         self._arena = _Arena(_most_bytes(self.spec))
         self._kv = _zeroed(kv_blocks * block_tokens * self._token_bytes(kv_format))
         self._engine = self._open(self._model(weights), threads, isa)
@@ -95,8 +97,8 @@ class NativeRunner:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed weights in memory; a tied matrix counts once because it is stored once."""
-        return self._arena.used
+        """Bytes of weights that a step reads, mapped or packed; a tied matrix counts once because it is stored once."""
+        return self._weight_bytes
 
     @property
     def kv_bytes(self) -> int:
@@ -190,21 +192,33 @@ class NativeRunner:
             setattr(layer, field, self._linear(weights.matrix(f"{prefix}{name}.weight"), bias))
         return layer
 
-    def _linear(self, tensor: QuantTensor, bias: NDArray[np.float32] | None = None) -> cpu.Linear:
-        rows, columns = tensor.codes.shape
-        count, _, stride = panel_shape(tensor.scheme, rows, columns)
-        panels = pack(tensor, self._arena.take(count * stride))
+    def _linear(self, matrix: QuantTensor | Panels, bias: NDArray[np.float32] | None = None) -> cpu.Linear:
+        panels = self._placed(matrix)
+        self._kept.append(panels.bytes)
+        self._weight_bytes += panels.bytes.nbytes
         return cpu.Linear(
-            panels.ctypes.data,
-            panels.nbytes,
+            panels.bytes.ctypes.data,
+            panels.bytes.nbytes,
             None if bias is None else self._vector(bias),
-            rows,
-            columns,
-            tensor.scheme.bits,
-            tensor.scheme.group,
-            not tensor.scheme.symmetric,
+            panels.rows,
+            panels.columns,
+            panels.scheme.bits,
+            panels.scheme.group,
+            not panels.scheme.symmetric,
             0,
         )
+
+    def _placed(self, matrix: QuantTensor | Panels) -> Panels:
+        """Leave panels where their file is mapped, unless another writer put them where loads straddle lines."""
+        if isinstance(matrix, QuantTensor):
+            rows, columns = matrix.codes.shape
+            count, _, stride = panel_shape(matrix.scheme, rows, columns)
+            return Panels(matrix.scheme, rows, columns, pack(matrix, self._arena.take(count * stride)))
+        if matrix.bytes.ctypes.data % ALIGNMENT == 0:
+            return matrix
+        copied = self._arena.take(matrix.bytes.size)
+        copied[:] = matrix.bytes.ravel()
+        return replace(matrix, bytes=copied)
 
     def _vector(self, values: NDArray[np.float32]) -> int:
         """Keep a zero-padded fp32 copy alive; return its address."""
@@ -218,11 +232,11 @@ class _Arena:
     """One run of memory for all matrices, untouched pages free, so that huge pages can back it."""
 
     def __init__(self, most: int) -> None:
-        self._bytes, self.used = _zeroed(most), 0
+        self._bytes, self._used = _zeroed(most), 0
 
     def take(self, count: int) -> NDArray[np.uint8]:
-        part = self._bytes[self.used : self.used + count]
-        self.used += count
+        part = self._bytes[self._used : self._used + count]
+        self._used += count
         return part
 
 

@@ -6,13 +6,15 @@ Refuses to know models and files: codes, scales and minimums in, one array of by
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.engine.quant import QuantTensor, Scheme
+from backends.engine.quant import Halves, QuantError, QuantTensor, Scheme
 
 Bytes = NDArray[np.uint8]
+ALIGNMENT = 64  # of every matrix in memory and in its file: the width of the kernels' loads
 _LANES, _CHUNK, _QUADS = 16, 32, 8
 
 
@@ -22,6 +24,29 @@ def panel_shape(scheme: Scheme, rows: int, columns: int) -> tuple[int, int, int]
     scales = -(-chunks * _CHUNK // scheme.group) * _LANES * 2 * (1 if scheme.symmetric else 2)
     header = -(-scales // 64) * 64
     return -(-rows // _LANES), header, header + chunks * scheme.bits * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A matrix [rows, columns] laid out already; `bytes` may be a file's, mapped. QuantError when they are too few."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+    bytes: Bytes
+
+    def __post_init__(self) -> None:
+        count, _, stride = panel_shape(self.scheme, self.rows, self.columns)
+        if self.bytes.size != count * stride:
+            what = f"{self.scheme} of {self.rows}x{self.columns}"
+            raise QuantError(f"{what} lies in {count * stride} bytes of panels, not {self.bytes.size}")
+
+    @property
+    def headers(self) -> Halves:
+        """Scales, then minimums where there are any, of each panel, where they lie."""
+        count, _, stride = panel_shape(self.scheme, self.rows, self.columns)
+        used = self.scheme.groups(self.columns) * _LANES * 2 * (1 if self.scheme.symmetric else 2)
+        return self.bytes.reshape(count, stride)[:, :used].view(np.float16)
 
 
 def pack(tensor: QuantTensor, out: Bytes | None = None) -> Bytes:

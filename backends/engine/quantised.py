@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from backends.engine.artifact import QuantFolder
 from backends.engine.grids import GRIDS, from_gguf
 from backends.engine.packed_folder import PackedFolder
+from backends.engine.packing import Panels
 from backends.engine.problems import CheckpointError
 from backends.engine.quant import QuantError, QuantTensor, Scheme, quantize
 from backends.engine.runner import ModelSpec
@@ -38,8 +39,8 @@ class Quantised:
         """See `Checkpoint.rope_factors`."""
         return self.checkpoint.rope_factors
 
-    def matrix(self, name: str) -> QuantTensor:
-        """Return the matrix `name`; raises CheckpointError when its scales are no numbers."""
+    def matrix(self, name: str) -> QuantTensor | Panels:
+        """Return the matrix `name`, as mapped panels where the file has them. CheckpointError: scales are none."""
         try:
             return self._matrix(name)
         except QuantError as exc:
@@ -65,9 +66,11 @@ class Quantised:
         """Return the norm or bias `name`."""
         return self.checkpoint.tensor(name)
 
-    def _matrix(self, name: str) -> QuantTensor:
+    def _matrix(self, name: str) -> QuantTensor | Panels:
         source = self.checkpoint.source
-        if isinstance(source, QuantFolder | PackedFolder) and (found := source.matrix(name)) is not None:
+        if isinstance(source, QuantFolder):
+            return source.panels(name)
+        if isinstance(source, PackedFolder) and (found := source.matrix(name)) is not None:
             return found
         kind, raw = source.raw(name)
         shape = source.shape(name)

@@ -5,29 +5,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.engine.packing import Bytes, panel_shape
-from backends.engine.quant import Codes, Halves, QuantError, QuantTensor, Scheme
+from backends.engine.packing import Bytes, Panels, panel_shape
+from backends.engine.quant import Codes, Halves, QuantTensor
 
 _LANES, _CHUNK, _QUADS = 16, 32, 8
 
 
-def unpack(panels: Bytes, scheme: Scheme, rows: int, columns: int) -> QuantTensor:
-    """Return the matrix [rows, columns] whose panels these are, in any shape of array."""
+def unpack(panels: Panels) -> QuantTensor:
+    """Return the matrix whose panels these are."""
+    scheme, rows, columns = panels.scheme, panels.rows, panels.columns
     count, header, stride = panel_shape(scheme, rows, columns)
-    if panels.size != count * stride:
-        raise QuantError(f"{scheme} of {rows}x{columns} lies in {count * stride} bytes of panels, not {panels.size}")
-    whole = panels.reshape(count, stride)
-    chunks = np.ascontiguousarray(whole[:, header:]).reshape(count, -1, scheme.bits, 64)
-    scales, minimums = _headers(whole[:, :header], scheme, rows, columns)
+    chunks = np.ascontiguousarray(panels.bytes.reshape(count, stride)[:, header:]).reshape(count, -1, scheme.bits, 64)
+    scales, minimums = _tables(panels)
     return QuantTensor(scheme, _codes(_quads(chunks, scheme.bits), rows, columns), scales, minimums)
 
 
-def _headers(header: Bytes, scheme: Scheme, rows: int, columns: int) -> tuple[Halves, Halves | None]:
-    groups, tables = scheme.groups(columns), 1 if scheme.symmetric else 2
-    used = np.ascontiguousarray(header[:, : tables * groups * _LANES * 2]).view(np.float16)
-    lanes = used.reshape(len(header), tables, groups, _LANES).transpose(1, 0, 3, 2)
-    found = [np.ascontiguousarray(table.reshape(-1, groups)[:rows]) for table in lanes]
-    return found[0], None if scheme.symmetric else found[1]
+def _tables(panels: Panels) -> tuple[Halves, Halves | None]:
+    groups, tables = panels.scheme.groups(panels.columns), 1 if panels.scheme.symmetric else 2
+    headers = panels.headers
+    lanes = headers.reshape(len(headers), tables, groups, _LANES).transpose(1, 0, 3, 2)
+    found = [np.ascontiguousarray(table.reshape(-1, groups)[: panels.rows]) for table in lanes]
+    return found[0], None if panels.scheme.symmetric else found[1]
 
 
 def _quads(chunks: Bytes, bits: int) -> Bytes:
