@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -229,6 +230,9 @@ class Worker:
         self._end_if_drained()
 
     def _tick(self) -> None:
+        if (age_s := self._thread.step_age_s(time.monotonic())) > self._settings.step_timeout_s:
+            reason = f"a step has been running for {age_s:.1f} s; [worker] step_timeout allows more"
+            self.failed("worker.step_hung", reason, is_final=True)
         if self._engine is not None:
             self._broadcast(frames.encode("stats", asdict(self._engine.stats)))
         self._loop.call_later(STATS_EVERY_S, self._tick)

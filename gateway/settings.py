@@ -179,6 +179,9 @@ class WorkerSettings:
     ] = "auto"
     threads: Annotated[int, Range(0, 1024), Doc("Compute threads of one worker; 0 is one a core allowed.")] = 0
     start_timeout_s: Annotated[Duration, Range(1, 3600), Doc("Longest time from start to ready.")] = 120
+    step_timeout_s: Annotated[
+        Duration, Range(1, 3600), Doc("Longest time one step may take; a worker that hangs in one is started again.")
+    ] = 120
     restart_backoff_s: Annotated[Duration, Range(0.01, 60), Doc("Pause before a dead worker's first restart.")] = 0.5
     restart_backoff_max_s: Annotated[
         Duration, Range(0.01, 3600), Doc("Longest pause between restarts; each is twice the one before.")

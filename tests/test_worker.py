@@ -164,6 +164,24 @@ async def test_both_forms_answer_through_a_worker(tmp_path: Path, form: Literal[
     assert "sky" in text  # no near tie decides that, as it does between "The" and "L'" of France
 
 
+async def test_a_worker_that_hangs_in_a_step_is_started_again(tmp_path: Path) -> None:
+    """A step of 8,000 tokens stands for one that never ends: its call gets an error, the next is answered."""
+    config = small_config(step_timeout_s=1.0, runner="native")
+    config = replace(config, batching=replace(config.batching, token_budget=8192, kv_memory_bytes=256 << 20))
+    async with running(config, tmp_path) as started:
+        await started.event("worker.ready")
+        backend = started.replica.backend
+
+        with pytest.raises(BackendError, match="worker was lost"):
+            _ = [delta async for delta in backend.stream(ask("word " * 8000, "long", max_tokens=1))]
+        hung = await started.event("worker.step_hung")
+        await started.event("worker.ready", 2)
+        text = "".join([delta.text async for delta in backend.stream(ask("Why is the sky blue?", "c", max_tokens=9))])
+
+    assert "step_timeout" in str(hung["error"])
+    assert text
+
+
 def mapped(pid: object) -> str:
     """List what a process has mapped."""
     return Path(f"/proc/{pid}/maps").read_text()

@@ -29,6 +29,7 @@ class Settings:
     max_batch: int
     token_budget: int
     window_s: float = 0.0
+    step_timeout_s: float = 120.0
     block_tokens: int
     kv_memory_bytes: int
     kv_format: KvFormat = "fp16"

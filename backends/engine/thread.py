@@ -43,6 +43,12 @@ class EngineThread(threading.Thread):
         self._load, self._listener, self._window_s = load, listener, window_s
         self._orders: deque[tuple[str, Order]] = deque()
         self._ordered = threading.Event()
+        self._stepping_since: float | None = None
+
+    def step_age_s(self, now: float) -> float:
+        """Return how long the step that runs has been running, by `time.monotonic`; 0 between steps."""
+        since = self._stepping_since
+        return 0.0 if since is None else now - since
 
     def order(self, call_id: str, order: Order) -> None:
         """Have something done to the engine before its next step; its error becomes an event of the call."""
@@ -70,13 +76,15 @@ class EngineThread(threading.Thread):
                 time.sleep(self._window_s)
             self._ordered.clear()
             events = self._obey(engine)
+            self._stepping_since = time.monotonic()
             try:
-                events += engine.step(time.monotonic())
+                events += engine.step(self._stepping_since)
                 failures = 0
             except Exception as exc:  # noqa: BLE001 - the top of the thread: its calls fail, the next ones are tried
                 failures += 1
                 events += engine.fail_running(f"the model failed while computing: {exc!r}")
                 self._listener.failed("worker.step_failed", repr(exc), is_final=failures == FAILURES)
+            self._stepping_since = None
             if events:
                 self._listener.told(events)
 
