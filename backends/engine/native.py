@@ -68,7 +68,7 @@ class NativeRunner:
     ) -> None:
         self.spec, self.kv_blocks, self.block_tokens = weights.spec, kv_blocks, block_tokens
         _check_shape(self.spec, kv_blocks, block_tokens)
-        self._kv_bits = cpu.KV_BITS[kv_format]
+        self.kv_format = kv_format
         self._stride = -(-self.spec.vocabulary // cpu.LANES) * cpu.LANES
         self._logits = np.empty((0, self._stride), np.float32)
         self._kept: list[Any] = []
@@ -104,6 +104,11 @@ class NativeRunner:
     def kv_bytes(self) -> int:
         """Bytes of the KV cache; pages are taken as blocks are first written."""
         return self._kv.nbytes
+
+    @property
+    def cache(self) -> NDArray[np.uint8]:
+        """The KV cache as [layers, kv_blocks, kv_heads, runs of 16 tokens, bytes of a run]; see kernels/cpu/ops.h."""
+        return self._kv.reshape(self.spec.layers, self.kv_blocks, self.spec.kv_heads, self.block_tokens // 16, -1)
 
     def close(self) -> None:
         """Stop the threads and free the library's memory; calling it twice is fine."""
@@ -167,7 +172,7 @@ class NativeRunner:
             spec.norm_eps,
             self.block_tokens,
             self.kv_blocks,
-            self._kv_bits,
+            cpu.KV_BITS[self.kv_format],
             self._vector(weights.vector("norm.weight")),
             self._vector(cosines),
             self._vector(sines),
