@@ -152,11 +152,18 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Exact token counts of a whole call (all its sequences); `cached_tokens` of the prompt were not computed."""
+    """Exact token counts of a whole call (all its sequences); `cached_tokens` of the prompt were not computed.
+
+    `restored_tokens` of the cached ones came from the tier `restored_from`, the coldest that was needed.
+    `diverged` says where the prompt parts from the session's last one: index of the message, character of its text.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    restored_tokens: int = 0
+    restored_from: str = ""
+    diverged: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +203,37 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionCounts:
+    """What a worker has done about sessions since its start; `waiting_saves` is what stands in line now.
+
+    `recheck_disagreements` of `recheck_tokens` restored tokens would have been followed by another one if computed.
+    `dropped_saves` are transcripts that the line had no room for, or whose blocks were gone when their turn came.
+    """
+
+    restores: int = 0
+    restored_tokens: int = 0
+    restored_bytes: int = 0
+    restore_s: float = 0.0
+    restore_failures: int = 0
+    recomputed_instead: int = 0
+    saves: int = 0
+    saved_tokens: int = 0
+    saved_bytes: int = 0
+    save_s: float = 0.0
+    save_failures: int = 0
+    waiting_saves: int = 0
+    dropped_saves: int = 0
+    rechecks: int = 0
+    recheck_tokens: int = 0
+    recheck_disagreements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What a replica can take: counts of calls, KV blocks, and the model window in tokens; tokens guessed since start.
 
     A replica that is not ready is starting, unless it `is_down`: then nobody waits for it.
+    `sessions` is None where they are off.
     """
 
     ready: bool
@@ -212,6 +246,7 @@ class Health:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     is_down: bool = False
+    sessions: SessionCounts | None = None
 
 
 class BackendError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from backends import frames
-from backends.api import BackendError, Call, Delta, Embedding, Health
+from backends.api import BackendError, Call, Delta, Embedding, Health, SessionCounts
 
 # Unread deltas of one call: from HOLD on the worker is asked to pause it, below RESUME to go on. What is on its way
 # meanwhile is a step or two; a worker that has not paused at BOUND never will.
@@ -270,6 +270,7 @@ class LocalBackend:
             drafted_tokens=connection.stats.get("drafted_tokens", 0),
             accepted_tokens=connection.stats.get("accepted_tokens", 0),
             context_tokens=connection.hello["context_tokens"],
+            sessions=SessionCounts(**counts) if (counts := connection.stats.get("sessions")) else None,
         )
 
     def drain(self) -> None:

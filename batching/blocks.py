@@ -1,6 +1,7 @@
 """Paged-KV accounting: who holds which block, and which full blocks already hold a known prefix.
 
-A full block is known by a key that chains over all tokens up to its end, so equal keys mean equal KV. A block nobody
+A full block is known by a key that chains over all tokens up to its end from a root on, which says whose they are; so
+equal keys mean equal KV of the same owner. A block nobody
 holds keeps its content and its key until the room is needed; the one unused for longest is then taken first, and a
 sequence lets go of its last block first, so prefixes are eaten from their ends. A block that is shared or known
 is never written: whoever must write into it copies it before (`is_writable`).
@@ -17,6 +18,11 @@ from hashlib import blake2b
 from itertools import takewhile
 
 ROOT_KEY = b""
+
+
+def root_key(owner: str) -> bytes:
+    """Name what comes before the first token of an owner's sequences: nobody else ever finds their blocks."""
+    return blake2b(owner.encode(errors="surrogatepass"), person=b"tidegate.owner", digest_size=16).digest()
 
 
 def chain_key(parent: bytes, tokens: Sequence[int]) -> bytes:

@@ -38,11 +38,13 @@ class Sequence:
     """Tokens on their way through the model: `tokens[:computed]` have their KV in the blocks of `table`.
 
     A sequence with a `leader` has the same prompt, and lets the leader compute it first, to share its blocks.
+    Blocks are shared only among sequences of the same `root`, the key before their first token.
     """
 
     tokens: list[int]
     arrival: int
     leader: Sequence | None = None
+    root: bytes = ROOT_KEY
     prompt_tokens: int = field(init=False)
     computed: int = 0
     cached: int | None = None
@@ -297,4 +299,4 @@ class Scheduler:
         """Name the full blocks of the tokens that have come since."""
         chain, size = sequence.chain, self.blocks.block_tokens
         for start in range(len(chain) * size, len(sequence.tokens) - size + 1, size):
-            chain.append(chain_key(chain[-1] if chain else ROOT_KEY, sequence.tokens[start : start + size]))
+            chain.append(chain_key(chain[-1] if chain else sequence.root, sequence.tokens[start : start + size]))

@@ -118,6 +118,30 @@ def test_a_prompt_said_before_is_not_computed_again() -> None:
     assert (usage.prompt_tokens, usage.cached_tokens) == (20, 19)
 
 
+def test_a_tenant_never_finds_blocks_of_another() -> None:
+    """Equal prompts of two tenants are computed twice; of one tenant, once."""
+    engine = toy_engine()
+    heard = Heard()
+
+    for call_id, tenant in (("first", "ann"), ("foreign", "bob"), ("own", "ann")):
+        start(engine, toy_call("a prompt of several blocks", call_id, tenant=tenant))
+        finish(engine, heard)
+
+    cached = {call_id: deltas[-1].usage.cached_tokens for call_id, deltas in heard.deltas.items() if deltas[-1].usage}
+    assert cached == {"first": 0, "foreign": 0, "own": 24}
+
+
+def test_two_tenants_that_are_computed_together_share_no_block() -> None:
+    """Not even while both run is a block of one in the table of the other."""
+    engine = toy_engine()
+    start(engine, toy_call("a prompt of several blocks", "a", tenant="ann"))
+    engine.step(0.0)
+    start(engine, toy_call("a prompt of several blocks", "b", tenant="bob"))
+    engine.step(0.0)
+
+    assert engine.blocks.used >= 2 * engine.blocks.count_for(26)
+
+
 def test_a_cancelled_call_frees_its_blocks() -> None:
     """Cancelling mid-answer returns every block at once, and cancelling again is fine."""
     engine = toy_engine()

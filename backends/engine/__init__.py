@@ -22,7 +22,7 @@ from backends.engine.problems import TemplateError
 from backends.engine.runner import Runner
 from backends.engine.sampler import Choice, Rules, Sampler
 from backends.stops import StopText
-from batching.blocks import Blocks
+from batching.blocks import Blocks, root_key
 from batching.drafts import MOST_ROWS, Drafter
 from batching.scheduler import Limits, Plan, Scheduler, Sequence
 
@@ -279,9 +279,9 @@ class Engine:
 
     def _join(self, answering: Answering, prompt: list[int], mask: Mask | None) -> None:
         """Let the sequences of one prompt stand in line; the first computes it for all."""
-        call, leader = answering.call, None
+        call, leader, root = answering.call, None, root_key(answering.call.tenant)
         for choice in range(call.choices):
-            sequence = Sequence(list(prompt), self._arrivals, leader)
+            sequence = Sequence(list(prompt), self._arrivals, leader, root)
             leader = leader or sequence
             self._arrivals += 1
             answer = self._answer(answering, sequence, choice, mask and mask.copy())

@@ -17,6 +17,24 @@ RunnerChoice = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """How a worker keeps sessions: the `store` is a unix socket, `profiles` the folder of codecs and file digests.
+
+    Blocks are saved `write_behind_s` after their session's last answer and stay at least `active_s` where there is
+    room. One restore in `recheck_every` is computed too, to compare; 0 never.
+    """
+
+    store: str
+    profiles: str
+    codec: str = "exact"
+    write_behind_s: float = 60.0
+    active_s: float = 600.0
+    min_restore_tokens: int = 512
+    recheck_every: int = 64
+    fetch_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a worker is told on its standard input. `context_tokens` 0 is the model's own, `threads` 0 all cores."""
 
@@ -36,11 +54,13 @@ class Settings:
     max_waiting: int
     speculation: Literal["auto", "off"] = "auto"
     threads: int = 0
+    sessions: SessionSettings | None = None
 
 
 def settings_of(told: Mapping[str, Any]) -> Settings:
     """Read what the pool tells a worker."""
-    return Settings(**told)
+    sessions = told.get("sessions")
+    return Settings(**{**told, "sessions": SessionSettings(**sessions) if sessions else None})
 
 
 @dataclass(frozen=True, slots=True)
