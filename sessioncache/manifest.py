@@ -10,8 +10,8 @@ Refuses to know tiers, clocks and KV.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -19,11 +19,16 @@ import orjson
 from sessioncache.problems import ChunkError
 
 MOST_MANIFEST_BYTES = 1 << 20
+MOST_LEFT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A session as its last writer left it. `fence` is the highest fencing token that has written."""
+    """A session as its last writer left it. `fence` is the highest fencing token that has written.
+
+    left     chunks that were the session's once and are still to be swept
+    summary  what the writer tells of the session to whoever asks; an object of JSON
+    """
 
     session: str
     model: str
@@ -34,6 +39,8 @@ class Manifest:
     created_s: float = 0.0
     used_s: float = 0.0
     erased_s: float | None = None
+    left: tuple[str, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_erased(self) -> bool:
@@ -66,8 +73,10 @@ def moved_on(
     """
     if now.is_erased or now.version != seen.version or fence < now.fence:
         return None
+    left = tuple(sorted({*now.chunks, *now.left} - set(chunks)))[:MOST_LEFT]
+    used_s = max(used_s, now.used_s)
     return replace(
-        now, version=now.version + 1, fence=fence, chunks=tuple(chunks), tokens=tokens, used_s=max(used_s, now.used_s)
+        now, version=now.version + 1, fence=fence, chunks=tuple(chunks), tokens=tokens, used_s=used_s, left=left
     )
 
 
@@ -78,7 +87,7 @@ def touched(now: Manifest, used_s: float) -> Manifest:
 
 def erased(now: Manifest, erased_s: float) -> Manifest:
     """Return the tombstone of a session."""
-    return replace(now, version=now.version + 1, chunks=(), tokens=0, erased_s=erased_s)
+    return replace(now, version=now.version + 1, chunks=(), tokens=0, erased_s=erased_s, left=(), summary={})
 
 
 def is_cold(manifest: Manifest, now_s: float, cold_after_s: float) -> bool:
@@ -97,7 +106,7 @@ def read(stored: bytes) -> Manifest:
         raise ChunkError(f"a manifest of {len(stored)} bytes is more than any of ours")
     try:
         told: Any = orjson.loads(stored)
-        manifest = Manifest(**{**told, "chunks": tuple(told["chunks"])})
+        manifest = Manifest(**{**told, "chunks": tuple(told["chunks"]), "left": tuple(told["left"])})
     except (ValueError, TypeError, KeyError) as exc:
         raise ChunkError("the manifest does not have the expected form") from exc
     _check(manifest)
@@ -105,13 +114,14 @@ def read(stored: bytes) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    texts = (manifest.session, manifest.model, *manifest.chunks)
+    texts = (manifest.session, manifest.model, *manifest.chunks, *manifest.left)
     counts = (manifest.version, manifest.fence, manifest.tokens)
     times = [manifest.created_s, manifest.used_s, *([] if manifest.erased_s is None else [manifest.erased_s])]
     sound = (
         all(isinstance(each, str) for each in texts)
         and all(type(each) is int and each >= 0 for each in counts)
         and all(type(each) in {int, float} for each in times)
+        and isinstance(manifest.summary, dict)
     )
     if not sound:
         raise ChunkError("the manifest does not have the expected types")

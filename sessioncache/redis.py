@@ -81,6 +81,11 @@ class RedisTier:
         joined = b"".join(part for part in parts if part is not None)
         return joined[first - numbers[0] * PART_BYTES : last - numbers[0] * PART_BYTES]
 
+    async def size(self, key: str) -> int | None:
+        """See `Tier`."""
+        about = await self._run(lambda: self._field(self._name(key)))
+        return None if about is None else _size_and_time(about)[0]
+
     async def delete(self, key: str) -> None:
         """See `Tier`."""
         await self._run(lambda: self.client.unlink(self._name(key)))

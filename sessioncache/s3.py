@@ -58,11 +58,36 @@ class S3Tier:
             return b""
         span = {} if first == 0 and end is None else {"Range": f"bytes={first}-{'' if end is None else end - 1}"}
         try:
-            return await self._run(lambda: self._read(self._name(key), span))
+            return (await self._run(lambda: self._read(self._name(key), span)))[0]
         except _MissingError:
             return None
         except _PastEndError:
             return b""
+
+    async def size(self, key: str) -> int | None:
+        """See `Tier`."""
+        name = {"Bucket": self.settings.bucket, "Key": self._name(key)}
+        try:
+            return int((await self._run(lambda: self.client.head_object(**name)))["ContentLength"])
+        except _MissingError:
+            return None
+
+    async def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """See `ColdTier`; the tag is the object's ETag."""
+        try:
+            return await self._run(lambda: self._read(self._name(key), {}))
+        except _MissingError:
+            return None
+
+    async def swap(self, key: str, stored: bytes, tag: str | None) -> bool:
+        """See `ColdTier`; the server compares. False, too, when an answer was lost and the call was made again."""
+        asked = {"Bucket": self.settings.bucket, "Key": self._name(key), "Body": stored}
+        asked |= {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        try:
+            await self._run(lambda: self.client.put_object(**asked))
+        except (_MissingError, _ChangedError):
+            return False
+        return True
 
     async def delete(self, key: str) -> None:
         """See `Tier`."""
@@ -80,13 +105,13 @@ class S3Tier:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    async def _read(self, name: str, span: dict[str, str]) -> bytes:
+    async def _read(self, name: str, span: dict[str, str]) -> tuple[bytes, str]:
         answer = await self.client.get_object(Bucket=self.settings.bucket, Key=name, **span)
         async with answer["Body"] as body:
             stored: bytes = await body.read()
         if len(stored) != answer["ContentLength"]:
             raise TierError(f"S3: {name} ended after {len(stored)} of {answer['ContentLength']} bytes")
-        return stored
+        return stored, str(answer["ETag"])
 
     def _name(self, key: str) -> str:
         return self.settings.prefix + key
@@ -109,11 +134,21 @@ class _PastEndError(TierError):
     """The range begins behind the object's last byte."""
 
 
+class _ChangedError(TierError):
+    """The object is not as the writer had read it."""
+
+
 def _told(exc: ClientError) -> TierError:
     """Say what the server said: its code, never its body, which may repeat the request."""
     code = exc.response.get("Error", {}).get("Code", "unknown")
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    kinds = {"NoSuchKey": _MissingError, "404": _MissingError, "InvalidRange": _PastEndError, "416": _PastEndError}
+    kinds: dict[str, type[TierError]] = {
+        "NoSuchKey": _MissingError,
+        "404": _MissingError,
+        "InvalidRange": _PastEndError,
+        "416": _PastEndError,
+    }
+    kinds |= {"PreconditionFailed": _ChangedError, "412": _ChangedError, "ConditionalRequestConflict": _ChangedError}
     return kinds.get(str(code), TierError)(f"S3 answered {status} {code} to {exc.operation_name}")
 
 

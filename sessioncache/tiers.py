@@ -11,14 +11,17 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fcntl import LOCK_EX, flock
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Protocol, TypeVar
+from zlib import crc32
 
 from sessioncache.problems import TierError
 
 Result = TypeVar("Result")
-_PARTS = ".parts"
+_PARTS, _LOCKS = ".parts", ".locks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,28 @@ class Tier(Protocol):
         """Return bytes [first, end), fewer where they end earlier; None when the key is not there."""
         ...
 
+    async def size(self, key: str) -> int | None:
+        """Return how many bytes are stored under a key; None when it is not there."""
+        ...
+
     async def delete(self, key: str) -> None:
         """Forget a key; one that is not there is fine."""
         ...
 
     def entries(self, prefix: str) -> AsyncIterator[Entry]:
         """List what is stored under keys that begin so, in no particular order."""
+        ...
+
+
+class ColdTier(Tier, Protocol):
+    """A tier that can also compare and set: what two writers change, one of them changes first."""
+
+    async def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """Return what is stored, with a tag that names this state of it."""
+        ...
+
+    async def swap(self, key: str, stored: bytes, tag: str | None) -> bool:
+        """Store bytes if the key still is as `tag` says (None: not there); return whether it was."""
         ...
 
 
@@ -62,6 +81,11 @@ class MemoryTier:
     dropped: int = 0
     held_bytes: int = 0
     _stored: OrderedDict[str, tuple[bytes, float]] = field(default_factory=OrderedDict)
+
+    @property
+    def count(self) -> int:
+        """How many keys are held."""
+        return len(self._stored)
 
     async def put(self, key: str, stored: bytes) -> None:
         """See `Tier`; what alone is larger than the bound is refused."""
@@ -81,6 +105,10 @@ class MemoryTier:
             return None
         self._stored.move_to_end(key)
         return found[0][first:end]
+
+    async def size(self, key: str) -> int | None:
+        """See `Tier`."""
+        return None if (found := self._stored.get(key)) is None else len(found[0])
 
     async def delete(self, key: str) -> None:
         """See `Tier`."""
@@ -107,6 +135,19 @@ class FolderTier:
     async def get(self, key: str, first: int = 0, end: int | None = None) -> bytes | None:
         """See `Tier`."""
         return await self._run(lambda: _read(self._path(key), first, end))
+
+    async def size(self, key: str) -> int | None:
+        """See `Tier`."""
+        return await self._run(lambda: _size(self._path(key)))
+
+    async def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """See `ColdTier`; the tag is a digest of the bytes."""
+        stored = await self.get(key)
+        return None if stored is None else (stored, _tag(stored))
+
+    async def swap(self, key: str, stored: bytes, tag: str | None) -> bool:
+        """See `ColdTier`; processes that share the folder take turns by a lock that dies with its holder."""
+        return await self._run(lambda: self._swap(self._path(key), stored, tag))
 
     async def delete(self, key: str) -> None:
         """See `Tier`."""
@@ -145,6 +186,17 @@ class FolderTier:
             raise
         _sync_folder(path.parent)
 
+    def _swap(self, path: Path, stored: bytes, tag: str | None) -> bool:
+        locks = self.folder / _LOCKS
+        locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (locks / f"{crc32(bytes(path)) % 64}").open("w") as lock:
+            flock(lock, LOCK_EX)
+            now = _read(path, 0, None)
+            if (None if now is None else _tag(now)) != tag:
+                return False
+            self._write(path, stored)
+            return True
+
     def _delete_parts(self) -> None:
         for part in (self.folder / _PARTS).glob("*"):
             part.unlink(missing_ok=True)
@@ -154,7 +206,7 @@ class FolderTier:
         for path in self.folder.rglob("*"):
             inside = path.relative_to(self.folder)
             with suppress(FileNotFoundError):  # deleted meanwhile
-                if path.is_file() and inside.parts[0] != _PARTS:
+                if path.is_file() and inside.parts[0] not in {_PARTS, _LOCKS}:
                     state = path.stat()
                     found.append(Entry(inside.as_posix(), state.st_size, state.st_mtime))
         return found
@@ -176,6 +228,17 @@ def _read(path: Path, first: int, end: int | None) -> bytes | None:
             return stored.read() if end is None else stored.read(max(0, end - first))
     except FileNotFoundError:
         return None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _tag(stored: bytes) -> str:
+    return sha256(stored).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_session_moves_on_from_what_its_writer_has_seen() -> None:
 
     second = moved_on(first, first, ["a", "c"], 530, fence=1, used_s=120.0)
 
-    assert second == replace(FRESH, version=2, fence=1, chunks=("a", "c"), tokens=530, used_s=120.0)
+    assert second == replace(FRESH, version=2, fence=1, chunks=("a", "c"), tokens=530, used_s=120.0, left=("b",))
 
 
 def test_of_two_writers_that_saw_the_same_one_is_told_to_look_again() -> None:

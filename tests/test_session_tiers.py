@@ -107,6 +107,28 @@ async def test_putting_again_replaces(tier: Tier) -> None:
     assert await listed(tier) == {"a/x": 5}
 
 
+async def test_a_tier_tells_how_large_a_value_is(tier: Tier) -> None:
+    """Without giving it; None for one that is not there."""
+    await tier.put("a/x", b"12345")
+
+    assert [await tier.size("a/x"), await tier.size("a/y")] == [5, None]
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+async def test_what_two_change_one_changes_first(kind: str, request: pytest.FixtureRequest) -> None:
+    """Who has seen an older state sets nothing, and who makes a key makes it once."""
+    async with opened(kind, request) as tier:
+        assert isinstance(tier, FolderTier | S3Tier)
+        made = [await tier.swap("a/x", value, None) for value in (b"1", b"2")]
+        seen = await tier.tagged("a/x")
+        assert seen is not None
+        changed = [await tier.swap("a/x", value, seen[1]) for value in (b"3", b"4")]
+
+        assert (made, seen[0], changed) == ([True, False], b"1", [True, False])
+        assert await tier.get("a/x") == b"3"
+        assert (await tier.tagged("a/none"), await tier.swap("a/none", b"5", seen[1])) == (None, False)
+
+
 async def test_keys_are_listed_by_how_they_begin(tier: Tier) -> None:
     """With their sizes and when they were written."""
     for key in ("a/1", "a/2", "b/1"):

@@ -1,0 +1,121 @@
+"""What the store answers to each verb of its wire.
+
+Refuses to know sockets, tiers and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sessioncache import wire
+from sessioncache.client import Prefix, StoreError
+from sessioncache.connection import Answer, Handles
+from sessioncache.moves import Moves
+from sessioncache.prefixes import Handle, Prefixes
+from sessioncache.sessions import Sessions
+
+MOST_SUMMARY_BYTES = 256 << 10
+
+
+@dataclass(slots=True)
+class Answers:
+    """All that a client may ask. `connections` are those whose handles end with a tenant's secret."""
+
+    prefixes: Prefixes
+    sessions: Sessions
+    moves: Moves
+    connections: set[Handles] = field(default_factory=set)
+
+    async def answer(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        """Answer one message; StoreError for a verb that is none."""
+        verbs: dict[str, Callable[[Handles, dict[str, Any], bytes], Awaitable[Answer]]] = {
+            "lookup": self._lookup, "fetch": self._fetch, "missing": self._missing, "save": self._save,
+            "note": self._note, "close": self._close, "stats": self._stats, "sessions": self._list,
+            "show": self._show, "erase": self._erase, "gc": self._gc,
+        }  # fmt: skip
+        if (verb := verbs.get(message["verb"])) is None:
+            raise StoreError("refused", f"{message['verb']!r} is not a verb of this store")
+        return await verb(handles, message, body)
+
+    async def _lookup(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        tenant, model, codec = message["tenant"], message["model"], message["codec"]
+        if not all(isinstance(each, str) for each in (tenant, model, codec)) or type(message["common"]) is not int:
+            raise StoreError("refused", "tenant, model and codec must be text, common a number")
+        handle = await self.prefixes.open(Prefix(tenant, model, codec, wire.tokens_of(body), message["common"]))
+        found = await self.prefixes.leading(handle)
+        self.prefixes.shelf.counts["lookups"] += 1
+        number = handles.add(handle)
+        return {"handle": number, "tiers": [each[0] for each in found], "bytes": [each[1] for each in found]}, ()
+
+    async def _fetch(self, handles: Handles, message: dict[str, Any], _: bytes) -> Answer:
+        handle, first_layer = handles.get(message["handle"]), message["first_layer"]
+        if type(first_layer) is not int or first_layer < 0:
+            raise StoreError("refused", f"first_layer must be a number of a layer, not {first_layer!r}")
+        layers = await self.prefixes.fetch(handle, _chunk(handle, message), first_layer)
+        return {"sizes": [len(each) for each in layers]}, layers
+
+    async def _missing(self, handles: Handles, message: dict[str, Any], _: bytes) -> Answer:
+        handle = handles.get(message["handle"])
+        nowhere = await self.prefixes.missing(handle)
+        return {"chunks": [each for each in nowhere if self.sessions.may_save(handle.keys[each])]}, ()
+
+    async def _save(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        handle = handles.get(message["handle"])
+        number = _chunk(handle, message)
+        if not self.sessions.may_save(handle.links[number].key):
+            raise StoreError("refused", "the chunk belonged to a session that was erased just now")
+        await self.prefixes.save(handle, number, wire.cut(body, message["sizes"]))
+        return None, ()
+
+    async def _note(self, handles: Handles, message: dict[str, Any], _: bytes) -> Answer:
+        session, summary = message["session"], message["summary"]
+        if not isinstance(session, str) or not isinstance(summary, dict):
+            raise StoreError("refused", "session must be text and summary an object")
+        if len(repr(summary)) > MOST_SUMMARY_BYTES:
+            raise StoreError("refused", f"a summary of over {MOST_SUMMARY_BYTES} bytes is more than a session keeps")
+        return {"name": await self.sessions.note(handles.get(message["handle"]), session, summary)}, ()
+
+    async def _close(self, handles: Handles, message: dict[str, Any], _: bytes) -> Answer:
+        handles.close(message["handle"])
+        return None, ()
+
+    async def _list(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
+        return await self.sessions.listed(message["tenant"]), ()
+
+    async def _show(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
+        return await self.sessions.show(message["name"]), ()
+
+    async def _erase(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
+        if (tenant := message["tenant"]) is None:
+            return {"chunks": await self.sessions.erase(message["name"])}, ()
+        for handles in self.connections:
+            handles.close_all_of(tenant)
+        return {"chunks": await self.sessions.erase_tenant(tenant)}, ()
+
+    async def _gc(self, _: Handles, __: dict[str, Any], ___: bytes) -> Answer:
+        return await self.moves.collect(), ()
+
+    async def _stats(self, _: Handles, __: dict[str, Any], ___: bytes) -> Answer:
+        shelf = self.prefixes.shelf
+        memory = {
+            "bytes": shelf.memory.held_bytes,
+            "most_bytes": shelf.memory.most_bytes,
+            "dropped": shelf.memory.dropped,
+        }
+        resting = [place for place in shelf.durable if shelf.is_resting(place)]
+        return {
+            "memory": {**memory, "chunks": shelf.memory.count},
+            "counts": dict(shelf.counts),
+            "resting": resting,
+            "sessions_warm": len(self.sessions.warm),
+            "demoted": self.moves.demoted,
+        }, ()
+
+
+def _chunk(handle: Handle, message: dict[str, Any]) -> int:
+    number: Any = message["chunk"]
+    if type(number) is not int or not 0 <= number < len(handle.links):
+        raise StoreError("refused", f"{number!r} is no chunk of a prefix of {len(handle.links)} chunks")
+    return number

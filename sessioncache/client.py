@@ -1,0 +1,202 @@
+"""The session store as its callers see it: one connection, many requests in flight, every failure a StoreError.
+
+A worker asks what is stored of a prefix, fetches and saves chunks and notes sessions; the gateway lists, erases and
+moves them. Callers set their own deadlines (`asyncio.timeout`): a request given up is forgotten here, and its late
+answer is dropped.
+
+Refuses to know tiers, keys and what the payloads mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sessioncache import wire
+
+STREAM_BUFFER_BYTES = 4 << 20
+Kind = Literal["miss", "refused", "broken", "unreachable"]
+
+
+class StoreError(Exception):
+    """What the store did not do.
+
+    miss         what was asked for is not there, or is not what it should be
+    refused      asked wrongly, or not allowed: an erased session, a bound, a handle that was closed
+    broken       the store has a fault; its log says more
+    unreachable  the store, or the tier that it needs, does not answer
+    """
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What is looked up or saved: only whole chunks of 256 tokens are ever stored.
+
+    model          fingerprint of what computes the KV
+    codec          the codec's id, with a digest of its parameters
+    common_tokens  first tokens that the operator declared common to all tenants
+    """
+
+    tenant: str
+    model: str
+    codec: str
+    tokens: array[int]
+    common_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is stored of a prefix: for each leading chunk its tier ("memory", "redis" or "cold") and its size.
+
+    `handle` names the prefix on this connection, until `close`.
+    """
+
+    handle: int
+    tiers: tuple[str, ...]
+    bytes: tuple[int, ...]
+
+
+class StoreClient:
+    """One connection to a store. Made by `connect`, ended by `aclose`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._waiting: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+        self._last_id = 0
+        self._listening = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def connect(cls, path: Path | str) -> StoreClient:
+        """Connect to the store's socket; StoreError when nobody is there."""
+        try:
+            return cls(*await asyncio.open_unix_connection(path, limit=STREAM_BUFFER_BYTES))
+        except OSError as exc:
+            raise StoreError("unreachable", f"the session store does not answer: {exc.strerror or exc}") from exc
+
+    async def aclose(self) -> None:
+        """End the connection; what is under way fails as unreachable."""
+        self._listening.cancel()
+        await asyncio.wait([self._listening])
+        self._writer.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether answers can still come."""
+        return not self._listening.done()
+
+    # What a worker asks
+
+    async def lookup(self, prefix: Prefix) -> Found:
+        """Say which leading chunks of a prefix can be restored, and from where."""
+        asked = {"tenant": prefix.tenant, "model": prefix.model, "codec": prefix.codec, "common": prefix.common_tokens}
+        told, _ = await self._ask("lookup", asked, [prefix.tokens.tobytes()])
+        return Found(told["handle"], tuple(told["tiers"]), tuple(told["bytes"]))
+
+    async def fetch(self, handle: int, chunk: int, *, first_layer: int = 0) -> list[bytes]:
+        """Return the payloads of a chunk's layers; its token ids were compared. StoreError "miss" when it is gone."""
+        told, body = await self._ask("fetch", {"handle": handle, "chunk": chunk, "first_layer": first_layer})
+        return wire.cut(body, told["sizes"])
+
+    async def missing(self, handle: int) -> list[int]:
+        """Return the whole chunks of a prefix that no tier holds yet."""
+        told, _ = await self._ask("missing", {"handle": handle})
+        return list(told["chunks"])
+
+    async def save(self, handle: int, chunk: int, layers: Sequence[bytes]) -> None:
+        """Store a chunk; once this returns it survives the end of the store. Saving again is fine."""
+        await self._ask("save", {"handle": handle, "chunk": chunk, "sizes": [len(each) for each in layers]}, layers)
+
+    async def note(self, handle: int, session: str, *, summary: Mapping[str, Any]) -> str:
+        """Say that a session is now made of this prefix; return the name that the store knows it by.
+
+        Refused for a session that was erased: what was saved for it alone is deleted again.
+        """
+        told, _ = await self._ask("note", {"handle": handle, "session": session, "summary": dict(summary)})
+        return str(told["name"])
+
+    async def close(self, handle: int) -> None:
+        """Forget a handle; one that is not known is fine."""
+        await self._ask("close", {"handle": handle})
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what the store holds and has counted."""
+        return dict((await self._ask("stats", {}))[0])
+
+    # What the gateway asks
+
+    async def sessions(self, tenant: str | None = None) -> list[dict[str, Any]]:
+        """List sessions, those used last first: of one tenant, or of all."""
+        return list((await self._ask("sessions", {"tenant": tenant}))[0])
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """Tell what a session is made of, its summary, and the tier of each chunk; StoreError "miss" for none."""
+        return dict((await self._ask("show", {"name": name}))[0])
+
+    async def erase(self, name: str) -> int:
+        """Erase a session from all tiers and look that it is gone; return how many chunks were deleted."""
+        return int((await self._ask("erase", {"name": name, "tenant": None}))[0]["chunks"])
+
+    async def erase_tenant(self, tenant: str) -> int:
+        """Erase a tenant's secret and all that it sealed; return how many things were deleted."""
+        return int((await self._ask("erase", {"name": None, "tenant": tenant}))[0]["chunks"])
+
+    async def gc(self) -> dict[str, int]:
+        """Delete what is too old and what belongs to no session; return how many of each."""
+        return dict((await self._ask("gc", {}))[0])
+
+    async def _ask(self, verb: str, asked: dict[str, Any], body: Sequence[bytes] = ()) -> tuple[Any, bytes]:
+        self._last_id += 1
+        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
+        try:
+            pieces = wire.encode({**asked, "id": self._last_id, "verb": verb}, body)
+        except wire.FrameError as exc:
+            raise StoreError("refused", str(exc)) from exc
+        self._waiting[number := self._last_id] = answer
+        try:
+            await self._send(pieces)
+            return await answer
+        finally:
+            del self._waiting[number]
+
+    async def _send(self, pieces: list[bytes]) -> None:
+        if self._listening.done():
+            raise _lost()
+        self._writer.writelines(pieces)
+        try:
+            await self._writer.drain()
+        except OSError as exc:
+            raise _lost() from exc
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                message_bytes, body_bytes = wire.lengths(await self._reader.readexactly(wire.HEAD.size))
+                message = wire.message_of(await self._reader.readexactly(message_bytes))
+                self._answered(message, await self._reader.readexactly(body_bytes))
+        except (OSError, EOFError, wire.FrameError):
+            self._writer.close()
+        finally:
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(_lost())
+
+    def _answered(self, message: dict[str, Any], body: bytes) -> None:
+        answer = self._waiting.get(message["id"])
+        if answer is None or answer.done():
+            return
+        if (kind := message.get("error")) is None:
+            answer.set_result((message.get("told"), body))
+        else:
+            answer.set_exception(StoreError(kind if kind in get_args(Kind) else "broken", str(message.get("message"))))
+
+
+def _lost() -> StoreError:
+    return StoreError("unreachable", "the connection to the session store was lost")

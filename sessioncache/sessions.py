@@ -1,0 +1,143 @@
+"""Sessions: what a client calls one, the chunks it is made of, who is listed, shown, and erased for good.
+
+Refuses to know payloads, sockets and when things move.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from sessioncache.client import StoreError
+from sessioncache.identity import CHUNK_TOKENS, session_name
+from sessioncache.ledger import Ledger
+from sessioncache.manifest import Manifest, erased, moved_on
+from sessioncache.prefixes import Handle
+from sessioncache.problems import ChunkError, TierError
+from sessioncache.shelf import Shelf
+from sessioncache.tenants import OPERATOR, place_of
+
+LATE_S = 900.0  # a chunk of an erased session is not taken back for so long: longer than any worker holds one back
+MOST_RECENT = 1 << 18
+SHARED = f"chunks/{place_of(OPERATOR)}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A session that is not in the cold tier alone: its chunks, and when it was used (by a clock that never jumps)."""
+
+    chunks: tuple[str, ...]
+    used_s: float
+
+
+@dataclass(slots=True)
+class Sessions:
+    """What is said of sessions. `wall` is the time of day, for what is kept; `now` never jumps, for how long ago.
+
+    `warm` holds (tenant, session) -> its chunks and when it was last used, by `now`: what may have to move.
+    """
+
+    shelf: Shelf
+    ledger: Ledger
+    wall: Callable[[], float]
+    now: Callable[[], float]
+    warm: dict[tuple[str, str], Warm] = field(default_factory=dict)
+    _erased: OrderedDict[str, float] = field(default_factory=OrderedDict)
+
+    async def note(self, handle: Handle, given: str, summary: Mapping[str, Any]) -> str:
+        """Say what a session is made of now; StoreError "refused" for an erased one, whose chunks go at once."""
+        tenant, name = handle.prefix.tenant, session_name(handle.secrets.sessions, given)
+        kept = await self.ledger.change(tenant, name, lambda now: self._noted(now, name, handle, summary))
+        if kept is None or kept.is_erased:
+            await self._erase_chunks(tenant, [key for key in handle.keys if not key.startswith(SHARED)])
+            raise StoreError("refused", f"the session {name} was erased")
+        self.warm[tenant, name] = Warm(kept.chunks, self.now())
+        return name
+
+    def may_save(self, key: str) -> bool:
+        """Whether a chunk may be stored: not if it belonged to a session that was erased just now."""
+        return self.now() - self._erased.get(key, -LATE_S) >= LATE_S
+
+    async def listed(self, tenant: str | None) -> list[dict[str, Any]]:
+        """List sessions, those used last first."""
+        tenants = [tenant] if tenant is not None else await self.ledger.tenants.names()
+        found = [told(each, kept) for each in tenants async for kept in self.ledger.all_of(each) if not kept.is_erased]
+        return sorted(found, key=lambda each: -each["used_s"])
+
+    async def find(self, name: str) -> tuple[str, Manifest]:
+        """Find a session by its name, whoever's it is; StoreError "miss" when there is none."""
+        for tenant in await self.ledger.tenants.names():
+            try:
+                kept = await self.ledger.read(tenant, name)
+            except ChunkError:
+                continue
+            if kept is not None and not kept.is_erased:
+                return tenant, kept
+        raise StoreError("miss", f"there is no session {name}")
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """Tell what a session is made of, with the tier of each chunk."""
+        tenant, kept = await self.find(name)
+        places = [await self.shelf.find(key) for key in kept.chunks]
+        chunks = [{"tier": place[0], "bytes": place[1]} if place else {"tier": None, "bytes": 0} for place in places]
+        return {**told(tenant, kept), "summary": kept.summary, "chunks": chunks}
+
+    async def erase(self, name: str) -> int:
+        """Erase a session from all tiers, leaving a tombstone; return how many chunks were deleted."""
+        tenant, kept = await self.find(name)
+        return await self.erase_of(tenant, kept)
+
+    async def erase_of(self, tenant: str, kept: Manifest) -> int:
+        """Erase a session: first its name refuses writes, then its chunks go that no other session has."""
+        wall = self.wall()
+        gone: set[str] = {*kept.chunks, *kept.left}
+
+        def bury(now: Manifest | None) -> Manifest | None:
+            if now is None or now.is_erased:
+                return None
+            gone.update(now.chunks, now.left)
+            return erased(now, wall)
+
+        await self.ledger.change(tenant, kept.session, bury)
+        self.warm.pop((tenant, kept.session), None)
+        return await self._erase_chunks(tenant, [key for key in gone if not key.startswith(SHARED)])
+
+    async def erase_tenant(self, tenant: str) -> int:
+        """Erase a tenant: its secret first, so that no copy of anything can be read, then all that it sealed."""
+        await self.ledger.tenants.erase(tenant)
+        for owned in [each for each in self.warm if each[0] == tenant]:
+            del self.warm[owned]
+        count = 0
+        for prefix in (f"chunks/{place_of(tenant)}/", f"sessions/{place_of(tenant)}/"):
+            for tier in self.shelf.places.values():
+                for key in [entry.key async for entry in tier.entries(prefix)]:
+                    await self.shelf.erase(key)
+                    count += 1
+                if [entry.key async for entry in tier.entries(prefix)]:
+                    raise TierError(f"{tenant!r} still has something stored after it was erased; erase it again")
+        return count
+
+    async def _erase_chunks(self, tenant: str, keys: list[str]) -> int:
+        live = {key async for kept in self.ledger.all_of(tenant) for key in kept.chunks}
+        gone = [key for key in keys if key not in live]
+        for key in gone:
+            self._erased[key] = self.now()
+            if len(self._erased) > MOST_RECENT:
+                self._erased.popitem(last=False)
+        for key in gone:
+            await self.shelf.erase(key)
+        return len(gone)
+
+    def _noted(self, now: Manifest | None, name: str, handle: Handle, summary: Mapping[str, Any]) -> Manifest | None:
+        wall, keys = self.wall(), handle.keys
+        now = now or Manifest(name, handle.prefix.model, created_s=wall)
+        then = moved_on(now, now, keys, len(handle.prefix.tokens), fence=now.fence, used_s=wall)
+        return None if then is None else replace(then, model=handle.prefix.model, summary=dict(summary))
+
+
+def told(tenant: str, kept: Manifest) -> dict[str, Any]:
+    """Return what the list says of a session."""
+    said = {key: value for key, value in asdict(kept).items() if key in {"session", "model", "tokens", "used_s"}}
+    return {"tenant": tenant, **said, "created_s": kept.created_s, "stored_tokens": len(kept.chunks) * CHUNK_TOKENS}

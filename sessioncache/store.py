@@ -1,0 +1,162 @@
+"""The store process: takes calls of workers and gateways over a unix socket, moves sessions between tiers meanwhile.
+
+Started as `python -m sessioncache.store --fd N` with its settings as one JSON line on standard input. It ends when that
+input ends, or on SIGTERM, and first writes to the cold tier what would be lost, for `DRAIN_S` at most.
+
+Refuses to know models, codecs and HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from sessioncache.answers import Answers
+from sessioncache.client import STREAM_BUFFER_BYTES
+from sessioncache.connection import Connection, is_ours
+from sessioncache.ledger import Ledger
+from sessioncache.moves import Moves
+from sessioncache.prefixes import Prefixes
+from sessioncache.problems import ChunkError, TierError, VaultError
+from sessioncache.redis import RedisSettings, open_redis
+from sessioncache.s3 import open_s3
+from sessioncache.sessions import Sessions
+from sessioncache.settings import SettingsError, StoreSettings, cold_of, settings_of
+from sessioncache.shelf import Shelf
+from sessioncache.tenants import Tenants, master_of
+from sessioncache.tiers import ColdTier, FolderTier, MemoryTier, Tier
+
+EX_CONFIG = 78
+MOST_CONNECTIONS = 64
+SEALING_THREADS = 2
+LOOK_EVERY_S, DRAIN_S = 5.0, 20.0
+
+
+def log(event: str, **fields: object) -> None:
+    """Write one JSON line to standard error, where whoever started us reads it."""
+    os.write(2, orjson.dumps({"event": event, **fields}) + b"\n")
+
+
+class Store:
+    """One store, from its tiers up."""
+
+    def __init__(self, settings: StoreSettings, tenants: Tenants, shelf: Shelf, beside: ThreadPoolExecutor) -> None:
+        self._settings, self._tenants = settings, tenants
+        sessions = Sessions(shelf, Ledger(shelf.cold, tenants), time.time, time.monotonic)
+        self._moves = Moves(sessions, settings)
+        self._answers = Answers(Prefixes(shelf, tenants, beside), sessions, self._moves)
+        self._ended = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve until told to end, then write what would be lost."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ended.set)
+        loop.add_reader(0, self._parent_spoke)
+        server = await asyncio.start_unix_server(self._connected, sock=listener, limit=STREAM_BUFFER_BYTES)
+        log("store.ready", store=self._settings.store.partition("?")[0], pid=os.getpid())
+        moving = asyncio.create_task(self._move())
+        await self._ended.wait()
+        server.close()
+        moving.cancel()
+        await asyncio.wait([moving])
+        await self._drain()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not is_ours(writer, os.getuid()) or len(self._answers.connections) >= MOST_CONNECTIONS:
+            log("store.refused", connections=len(self._answers.connections))
+            writer.close()
+            return
+        connection = Connection(reader, writer, self._answers.answer, log)
+        self._answers.connections.add(connection.handles)
+        try:
+            await connection.serve()
+        finally:
+            self._answers.connections.discard(connection.handles)
+
+    async def _move(self) -> None:
+        """Move what is due, every few seconds; a tier that fails is asked again at the next look."""
+        await self._pass("load", self._moves.load)
+        await self._pass("rewrap", self._tenants.rewrap)
+        collected_s = time.monotonic()
+        while True:
+            await asyncio.sleep(min(LOOK_EVERY_S, self._settings.cold_after_s / 4))
+            await self._pass("demote", self._moves.demote)
+            if time.monotonic() - collected_s >= self._settings.gc_every_s:
+                collected_s = time.monotonic()
+                await self._pass("gc", self._moves.collect)
+
+    async def _pass(self, name: str, act: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await act()
+        except (TierError, ChunkError, VaultError) as exc:
+            log("store.pass_failed", passed=name, error=str(exc))
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._pass("drain", self._moves.rescue)
+        except TimeoutError:
+            log("store.drain_cut_off", after_s=DRAIN_S)
+
+    def _parent_spoke(self) -> None:
+        if not os.read(0, 4096):
+            self._ended.set()
+
+
+@asynccontextmanager
+async def opened(settings: StoreSettings) -> AsyncIterator[tuple[Tier | None, ColdTier]]:
+    """Give the tiers that outlive the process."""
+    place = cold_of(settings.store)
+    if isinstance(place, str):
+        async with _warm(settings) as redis:
+            yield redis, FolderTier(Path(place))
+        return
+    async with open_s3(place) as cold, _warm(settings) as redis:
+        yield redis, cold
+
+
+@asynccontextmanager
+async def _warm(settings: StoreSettings) -> AsyncIterator[Tier | None]:
+    if settings.redis_url is None:
+        yield None
+        return
+    lasting_s = 2 * settings.cold_after_s + 3600.0  # a chunk must still be there when its session is demoted
+    async with open_redis(RedisSettings(settings.redis_url, ttl_s=lasting_s), time.time) as tier:
+        yield tier
+
+
+async def serve(settings: StoreSettings, listener: socket.socket) -> None:
+    """Run a store; VaultError when its master key is missing."""
+    master = master_of(settings)
+    with ThreadPoolExecutor(SEALING_THREADS, "sealing") as beside:
+        async with opened(settings) as (redis, cold):
+            shelf = Shelf(MemoryTier(settings.memory_bytes, time.time), redis, cold, time.monotonic)
+            await Store(settings, Tenants(master, cold, time.monotonic), shelf, beside).run(listener)
+
+
+def main() -> None:
+    """Read the settings and serve; a setting that cannot be ends with EX_CONFIG and one line that says why."""
+    parser = argparse.ArgumentParser(prog="sessioncache.store", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the listening unix socket, inherited")
+    fd = parser.parse_args().fd
+    try:
+        uvloop.run(serve(settings_of(sys.stdin.buffer.readline()), socket.socket(fileno=fd)))
+    except (SettingsError, VaultError) as exc:
+        log("store.failed", error=str(exc))
+        sys.exit(EX_CONFIG)
+
+
+if __name__ == "__main__":
+    main()
