@@ -1,6 +1,6 @@
 # `make help` lists the verbs. Everything made lives in .venv and build/; `make clean` removes both.
 
-.PHONY: help build serve test test-slow test-clients lint format types docs clean
+.PHONY: help build serve test test-slow test-clients sanitize lint format types docs clean
 .DEFAULT_GOAL := help
 
 # Three stamps: serving needs the product and the model, then what computes on this machine; the tools of lint, types
@@ -29,10 +29,17 @@ test-slow: $(DEV) $(NATIVE)  ## run the fuzz, soak and browser tests
 test-clients: $(DEV)  ## run the JavaScript clients and OpenClaw; the first time downloads them (900 MB) into build/clients
 	@.venv/bin/pytest --no-cov -m clients
 
+# Of ASan's checks all but leaks, which Python is full of; torch is left out, as it brings an OpenMP that trips ASan.
+SANITIZED := TIDEGATE_KERNEL_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover"
+sanitize: $(DEV)  ## run the tests of the native library with it compiled for ASan and UBSan
+	@$(SANITIZED) .venv/bin/python -m backends.kernels.build
+	@$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
+	  .venv/bin/pytest -q --no-cov -p no:randomly tests/test_native_ops.py tests/test_native_step.py tests/test_native.py tests/test_native_company.py
+
 lint: $(DEV) $(NATIVE)  ## check style, formatting, the layout of the code and the docs
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
-	@.venv/bin/pytest -q --no-cov tests/test_layout.py tests/test_docs.py
+	@.venv/bin/pytest -q --no-cov tests/test_layout.py tests/test_docs.py tests/test_schema.py
 
 format: $(DEV)  ## let ruff format and fix what it can
 	@.venv/bin/ruff format $(SOURCES)

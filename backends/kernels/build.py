@@ -1,7 +1,8 @@
 """Compiles the CPU library with the machine's C++ compiler: `python -m backends.kernels.build`.
 
 Refuses to know what the library computes. The file's name carries a hash of its sources and of the command, so that a
-stale library is never loaded.
+stale library is never loaded. `TIDEGATE_KERNEL_FLAGS` adds flags (`make sanitize` does): such a library is another one,
+found only while the variable says the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx
 _QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")  # GCC 12 warns inside its own avx512fintrin.h
 
 
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, *os.environ.get("TIDEGATE_KERNEL_FLAGS", "").split())
+
+
 def _units() -> dict[str, tuple[str, ...]]:
     """Return the translation units of this machine with the flags each needs beyond the common ones."""
     units: dict[str, tuple[str, ...]] = {"cpu.cpp": (), "cpu/portable.cpp": ("-O2",)}
@@ -37,7 +42,7 @@ def compiler_missing() -> str | None:
 
 def library_path() -> Path:
     """Where the library of exactly these sources lies once it is built."""
-    digest = hashlib.sha256(repr((_FLAGS, _units(), platform.machine())).encode())
+    digest = hashlib.sha256(repr((_flags(), _units(), platform.machine())).encode())
     for source in sorted([_HERE / "cpu.cpp", *(_HERE / "cpu").iterdir()]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return _HERE / "_build" / f"tidegate-cpu-{digest.hexdigest()[:16]}.so"
@@ -54,12 +59,17 @@ def build() -> Path:
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         linked = Path(folder) / target.name
-        _finish(linked, [compiler, *_FLAGS, "-shared", *_compile(compiler, Path(folder)), "-o", str(linked)])
+        _finish(linked, [compiler, *_flags(), "-shared", *_compile(compiler, Path(folder)), "-o", str(linked)])
         linked.replace(target)
-    for stale in target.parent.glob("tidegate-cpu-*.so"):
-        if stale != target:
-            stale.unlink(missing_ok=True)
+    if _flags() == _FLAGS:
+        _remove_all_but(target)
     return target
+
+
+def _remove_all_but(current: Path) -> None:
+    for stale in current.parent.glob("tidegate-cpu-*.so"):
+        if stale != current:
+            stale.unlink(missing_ok=True)
 
 
 def _compiler() -> str | None:
@@ -71,7 +81,7 @@ def _compile(compiler: str, folder: Path) -> list[str]:
     running = []
     for name, extra in _units().items():
         target = folder / (name.replace("/", "-") + ".o")
-        command = [compiler, *_FLAGS, *extra, "-c", str(_HERE / name), "-o", str(target)]
+        command = [compiler, *_flags(), *extra, "-c", str(_HERE / name), "-o", str(target)]
         running.append((target, command, _start(command)))
     for target, command, process in running:
         _check(target, command, process)

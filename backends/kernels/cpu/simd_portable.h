@@ -32,7 +32,7 @@ inline F16 nearest(F16 a) { LANES a.x[i] = nearbyintf(a.x[i]); return a; }
 inline F16 first_lanes(F16 a, int count, float rest) { LANES a.x[i] = i < count ? a.x[i] : rest; return a; }
 inline F16 times_power_of_two(F16 a, const F16& n) {
     LANES {
-        const int32_t bits = (int32_t(n.x[i]) + 127) << 23;
+        const uint32_t bits = (uint32_t(int32_t(n.x[i])) + 127) << 23;
         float power;
         memcpy(&power, &bits, 4);
         a.x[i] *= power;
