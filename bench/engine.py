@@ -232,7 +232,7 @@ def quality() -> list[Row]:
     perplexities: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
         file = Path(folder) / "windows"
-        tokens.numpy().astype(np.int32).tofile(file)
+        tokens.astype(np.int32).tofile(file)
         for name, command in commands(2048).items():
             with running(command) as program:
                 perplexities[name] = math.exp(program.ask(f"score {WINDOW} {file}")[0])

@@ -54,7 +54,7 @@ def rows_of(kv_format: cpu.KvFormat, quality: Quality) -> list[Row]:
 
 def measure(checkpoint: Checkpoint) -> list[Row]:
     """Judge the runner on held-out text."""
-    windows = texts.windows(checkpoint.tokenizer, texts.shipped().held_out, WINDOWS)
+    windows = torch.from_numpy(texts.windows(checkpoint.tokenizer, texts.shipped().held_out, WINDOWS))
     reference = reference_of(open_dense(checkpoint), windows)
     rows = []
     for kv_format in cpu.KV_BITS:

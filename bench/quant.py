@@ -124,7 +124,7 @@ class Bench:
 
 def open_bench(name: str, model: Dense, checkpoint: Checkpoint, text: str, count: int = HELD_OUT_WINDOWS) -> Bench:
     """Run a model over a text that it will be judged by."""
-    windows = texts.windows(checkpoint.tokenizer, text, count)
+    windows = torch.from_numpy(texts.windows(checkpoint.tokenizer, text, count))
     return Bench(name, reference_of(model, windows), scale_of(checkpoint))
 
 
@@ -173,7 +173,7 @@ def measure_rotated(checkpoint: Checkpoint, shares: Sequence[float]) -> list[Row
     rows = [logits_moved(bench, open_dense(checkpoint))]
     plain = [bench.plain(scheme) for scheme in PLAIN]
     work = open_work(Path("build/bench/quant-rotated"), {"checkpoint": checkpoint.digest})
-    calibration = texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS)
+    calibration = torch.from_numpy(texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS))
     learnt = study.study(model, calibration, 0, work, lambda _: silent)
     code = open_bench("rotated", model, checkpoint, Path(argparse.__file__).read_text(), CODE_WINDOWS)
     ours: list[Judged] = []

@@ -13,9 +13,8 @@ import pytest
 import zstandard
 
 from backends.engine.fingerprint import KEPT, fingerprint
-from backends.engine.kvcodec import CHUNK_TOKENS, ExactCodec, open_codec
+from backends.engine.kvchunk import CHUNK_TOKENS, ExactCodec
 from backends.engine.native import NativeRunner
-from backends.engine.problems import CheckpointError
 from backends.engine.quant import Scheme
 from backends.engine.weights import Checkpoint, open_checkpoint
 from backends.kernels.cpu import KV_BITS, KvFormat, native_missing
@@ -142,18 +141,6 @@ def test_payloads_of_another_number_of_layers_are_refused() -> None:
     """Before any is read."""
     with opened() as runner, pytest.raises(ValueError, match="2 layers"):
         ExactCodec().decode(runner, [b""], range(16), 0)
-
-
-def test_exact_needs_no_profile(tmp_path: Path) -> None:
-    """It loses nothing, so there is nothing to calibrate."""
-    assert open_codec("exact", "0" * 32, tmp_path).id == "exact-1"
-
-
-@pytest.mark.parametrize(("name", "says"), [("balanced", "needs a profile"), ("zip", "is not known; exact, ")])
-def test_a_codec_that_cannot_be_had_is_refused(name: str, says: str, tmp_path: Path) -> None:
-    """In words that say what can."""
-    with pytest.raises(CheckpointError, match=says):
-        open_codec(name, "0" * 32, tmp_path)
 
 
 def test_the_fingerprint_is_that_of_the_contents(checkpoint: Checkpoint, smollm2_path: Path, tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ QUANTISING = {
     "dense",
     "evaluate",
     "gptq",
+    "quantizer",
     "sensitivity",
     "study",
-    "texts",
     "work",
 }  # offline work
 TORCH_FILES = {"backends/engine/model.py", "backends/engine/kv.py", "backends/kernels/reference.py"} | {

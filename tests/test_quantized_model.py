@@ -44,7 +44,7 @@ def claimed(written: Checkpoint, activations: str) -> float:
 def perplexity(runner: Runner, checkpoint: Checkpoint) -> float:
     """Measure a runner on the text that the report is about."""
     windows = texts.windows(checkpoint.tokenizer, texts.shipped().held_out, quantizer.HELD_OUT_WINDOWS)
-    losses = [loss(runner.forward(whole(tokens)), tokens) for tokens in windows.numpy().astype(np.int32)]
+    losses = [loss(runner.forward(whole(tokens)), tokens) for tokens in windows.astype(np.int32)]
     return float(np.exp(np.mean(losses)))
 
 

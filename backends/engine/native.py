@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, Self
 
@@ -18,6 +18,7 @@ from backends.engine.packing import ALIGNMENT, Panels, pack, panel_shape
 from backends.engine.quant import QuantTensor
 from backends.engine.runner import Batch, ModelSpec
 from backends.kernels import cpu
+from backends.kernels.cpu import library
 
 _HUGE = 2 << 20
 _MATRICES = {
@@ -91,6 +92,35 @@ class NativeRunner:
         self._step(batch, chosen=chosen)
         return chosen
 
+    def queries(self, batch: Batch) -> NDArray[np.float32]:
+        """Run the step; return its queries [layers, T, heads, head_dim] before norm and rotation, for calibration."""
+        shown = np.empty((self.spec.layers, len(batch.tokens), self.spec.heads, self.spec.head_dim), np.float32)
+        self._step(batch, chosen=np.empty(len(batch.sampled), np.int32), shown=shown)
+        return shown
+
+    def encode_kv(self, codec: cpu.KvCodec, chunk: cpu.Chunk, out: NDArray[np.uint8]) -> list[int]:
+        """Write each layer's bytes of a chunk into its row of `out`; return how many. May run beside a step."""
+        lengths = np.empty(self.spec.layers, np.int64)
+        status = library().tg_encode_kv(
+            self._opened(),
+            ctypes.addressof(codec),
+            ctypes.addressof(chunk),
+            cpu.address(out, np.uint8, self.spec.layers),
+            out.shape[1],
+            lengths.ctypes.data,
+        )
+        cpu.check(status, "encode_kv")
+        return [int(length) for length in lengths]
+
+    def decode_kv(self, codec: cpu.KvCodec, chunk: cpu.Chunk, layers: Sequence[bytes]) -> None:
+        """Write a chunk from such bytes into its blocks. May run beside a step that does not use them."""
+        streams = (ctypes.c_char_p * len(layers))(*layers)
+        lengths = np.array([len(layer) for layer in layers], np.int64)
+        status = library().tg_decode_kv(
+            self._opened(), ctypes.addressof(codec), ctypes.addressof(chunk), streams, lengths.ctypes.data
+        )
+        cpu.check(status, "decode_kv")
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy one KV block over all layers (copy-on-write)."""
         cpu.check(cpu.library().tg_copy_block(self._engine, source, target), "copy_block")
@@ -126,10 +156,13 @@ class NativeRunner:
         return self.spec.layers * self.spec.kv_heads * cpu.kv_head_bytes(kv_format, self.spec.head_dim)
 
     def _step(
-        self, batch: Batch, logits: NDArray[np.float32] | None = None, chosen: NDArray[np.int32] | None = None
+        self,
+        batch: Batch,
+        logits: NDArray[np.float32] | None = None,
+        chosen: NDArray[np.int32] | None = None,
+        shown: NDArray[np.float32] | None = None,
     ) -> None:
-        if self._engine is None:
-            raise cpu.NativeError("the runner is closed")
+        self._opened()
         tokens, sequences, rows = len(batch.tokens), len(batch.lengths), len(batch.sampled)
         step = cpu.Step(
             cpu.address(batch.tokens, np.int32, tokens),
@@ -145,8 +178,14 @@ class NativeRunner:
             None if logits is None else logits.ctypes.data,
             self._stride,
             None if chosen is None else chosen.ctypes.data,
+            None if shown is None else shown.ctypes.data,
         )
         cpu.check(cpu.library().tg_step(self._engine, ctypes.addressof(step)), "step")
+
+    def _opened(self) -> int:
+        if self._engine is None:
+            raise cpu.NativeError("the runner is closed")
+        return self._engine
 
     def _open(self, model: cpu.Model, threads: int, isa: cpu.Isa) -> int | None:
         count = threads or len(cpu.allowed_cores())

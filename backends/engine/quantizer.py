@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
+import torch
 from rich import progress as bars
 from rich.console import Console
 
@@ -67,8 +68,8 @@ def scale_of(checkpoint: Checkpoint) -> report.Scale:
 def _find(order: Order, given: tuple[Checkpoint, texts.Texts], work: Work, watch: study.Watch) -> Found:
     checkpoint, text = given
     scale, model = scale_of(checkpoint), dense.open_dense(checkpoint)
-    calibration = texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS)
-    held_out = texts.windows(checkpoint.tokenizer, text.held_out, HELD_OUT_WINDOWS)
+    calibration = torch.from_numpy(texts.windows(checkpoint.tokenizer, text.calibration, CALIBRATION_WINDOWS))
+    held_out = torch.from_numpy(texts.windows(checkpoint.tokenizer, text.held_out, HELD_OUT_WINDOWS))
     learnt = study.study(model, calibration, order.seed, work, watch)
     original, against = evaluate.reference_of(model, held_out), reference(order.source, checkpoint)
     if order.recipe is not None:

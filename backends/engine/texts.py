@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from backends.engine.problems import CheckpointError
 from backends.engine.tokens import Tokenizer
@@ -51,11 +51,12 @@ def from_file(path: Path) -> Texts:
     return Texts("\n\n".join(kept), "\n\n".join(held_out), f"{path}: every tenth paragraph held out")
 
 
-def windows(tokenizer: Tokenizer, text: str, count: int) -> Tensor:
-    """Cut up to `count` windows [count, WINDOW], spread evenly over the text; raises CheckpointError for too little."""
-    tokens = torch.tensor(tokenizer.encode(text, special=False))
-    whole = len(tokens) // WINDOW
+def windows(tokenizer: Tokenizer, text: str, count: int, length: int = WINDOW) -> NDArray[np.int64]:
+    """Cut up to `count` windows [count, length], spread evenly over the text; raises CheckpointError for too little."""
+    tokens = np.array(tokenizer.encode(text, special=False), np.int64)
+    whole = len(tokens) // length
     if whole < 1:
-        raise CheckpointError(f"a text of {len(tokens)} tokens is too short; {WINDOW} is the least, 20,000 are good")
-    chosen = torch.linspace(0, whole - 1, min(count, whole)).round().long()
-    return tokens[: whole * WINDOW].view(whole, WINDOW)[chosen]
+        raise CheckpointError(f"a text of {len(tokens)} tokens is too short; {length} is the least, 20,000 are good")
+    chosen = np.linspace(0, whole - 1, min(count, whole)).round().astype(int)
+    cut: NDArray[np.int64] = tokens[: whole * length].reshape(whole, length)[chosen]
+    return cut

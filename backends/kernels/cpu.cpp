@@ -12,6 +12,7 @@
 #include <new>
 #include <system_error>
 
+#include "cpu/kvcodec.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
 
@@ -230,6 +231,26 @@ class Engine {
         return TG_OK;
     }
 
+    // Both touch the chunk's blocks alone, so that they may run beside a step.
+    TgStatus encode_kv(const TgKvCodec& codec, const TgChunk& chunk, uint8_t* out, int64_t stride, int64_t* lengths) const {
+        if (!KvLayer::is_sound(model_, codec, chunk)) return TG_BAD_STEP;
+        KvLayer kv(model_, ops_, codec, chunk);
+        for (int layer = 0; layer < model_.layers; layer++) {
+            if (kv.most_bytes(layer) > stride) return TG_BAD_STEP;
+            lengths[layer] = kv.encode(layer, out + layer * stride);
+        }
+        return TG_OK;
+    }
+
+    TgStatus decode_kv(const TgKvCodec& codec, const TgChunk& chunk, const uint8_t* const* layers,
+                       const int64_t* lengths) const {
+        if (!KvLayer::is_sound(model_, codec, chunk)) return TG_BAD_STEP;
+        KvLayer kv(model_, ops_, codec, chunk);
+        for (int layer = 0; layer < model_.layers; layer++)
+            if (!kv.decode(layer, layers[layer], lengths[layer])) return TG_BAD_BYTES;
+        return TG_OK;
+    }
+
    private:
     struct alignas(64) Local {
         Buffer<float> row, queries, scores, sums;
@@ -413,6 +434,7 @@ class Engine {
         float* rotated = locals_[thread].row.get();
         const int64_t subblock = 2 * plane_bytes(model_.kv_bits, head_width_);
         share_each(thread, rows(), [&, rotated](int token) {
+            if (step_->queries) show_query(index, token);
             const int position = step_->positions[token], inside = position % model_.block_tokens;
             const int32_t* table = step_->blocks + int64_t(sequence_of(token)) * step_->table_width;
             for (int head = 0; head < model_.kv_heads; head++) {
@@ -424,6 +446,12 @@ class Engine {
                           inside % 16);
             }
         });
+    }
+
+    void show_query(int layer, int token) {
+        const int64_t width = model_.heads * model_.head_dim;
+        memcpy(step_->queries + (int64_t(layer) * rows() + token) * width, queries_.get() + int64_t(token) * query_width_,
+               size_t(width) * 4);
     }
 
     Attention queries_of(int thread, const TgLayer& layer, int index, const AttendPart& part) {
@@ -567,9 +595,10 @@ int32_t guarded(Body body) {
 
 extern "C" {
 
-// Sizes of TgLinear, TgLayer, TgModel, TgStep.
-void tg_layout(int32_t sizes[4]) {
+// Sizes of TgLinear, TgLayer, TgModel, TgStep, TgTransform, TgKvCodec, TgChunk.
+void tg_layout(int32_t sizes[7]) {
     sizes[0] = sizeof(TgLinear), sizes[1] = sizeof(TgLayer), sizes[2] = sizeof(TgModel), sizes[3] = sizeof(TgStep);
+    sizes[4] = sizeof(TgTransform), sizes[5] = sizeof(TgKvCodec), sizes[6] = sizeof(TgChunk);
 }
 
 // isa: -1 the best of this machine, 0 portable, 1 AVX2, 2 AVX-512 VNNI. Null when the machine lacks it.
@@ -600,6 +629,20 @@ int32_t tg_step(void* engine, const TgStep* step) {
 
 int32_t tg_copy_block(void* engine, int32_t source, int32_t target) {
     return static_cast<Engine*>(engine)->copy_block(source, target);
+}
+
+// A layer's bytes go to out + layer * stride, where `stride` is the most that a layer can take.
+int32_t tg_encode_kv(void* engine, const TgKvCodec* codec, const TgChunk* chunk, uint8_t* out, int64_t stride,
+                     int64_t* lengths) {
+    return guarded([&]() -> int32_t {
+        return static_cast<Engine*>(engine)->encode_kv(*codec, *chunk, out, stride, lengths);
+    });
+}
+
+int32_t tg_decode_kv(void* engine, const TgKvCodec* codec, const TgChunk* chunk, const uint8_t* const* layers,
+                     const int64_t* lengths) {
+    return guarded(
+        [&]() -> int32_t { return static_cast<Engine*>(engine)->decode_kv(*codec, *chunk, layers, lengths); });
 }
 
 void tg_close(void* engine) { delete static_cast<Engine*>(engine); }

@@ -28,6 +28,7 @@ _REASONS: Final = {
     -3: "out of memory",
     -4: "this machine lacks the instruction set",
     -5: "the machine gives no more threads",
+    -6: "the bytes are none that the codec wrote",
 }
 
 
@@ -79,6 +80,37 @@ class Step(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("logits_stride", ctypes.c_int64),
         ("greedy", ctypes.c_void_p),
+        ("queries", ctypes.c_void_p),
+    )
+
+
+class Transform(ctypes.Structure):
+    """TgTransform."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("mean", "scales", "sums", "encode", "decode")),
+        ("channels", ctypes.c_int32),
+        ("kept", ctypes.c_int32),
+    )
+
+
+class KvCodec(ctypes.Structure):
+    """TgKvCodec."""
+
+    _fields_ = (
+        ("transforms", ctypes.POINTER(Transform)),
+        *((name, ctypes.c_int32) for name in ("layers", "kv_heads", "head_dim", "group_heads")),
+    )
+
+
+class Chunk(ctypes.Structure):
+    """TgChunk."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_void_p),
+        ("runs", ctypes.c_void_p),
+        ("first", ctypes.c_int32),
+        ("sinks", ctypes.c_int32),
     )
 
 
@@ -96,15 +128,18 @@ def check(status: int, what: str) -> None:
 def library() -> ctypes.CDLL:
     """Load the library of exactly the sources beside this file. Raises OSError when it is not built or not ours."""
     loaded = ctypes.CDLL(str(library_path()))
-    sizes = (ctypes.c_int32 * 4)()
+    kinds = (Linear, Layer, Model, Step, Transform, KvCodec, Chunk)
+    sizes = (ctypes.c_int32 * len(kinds))()
     loaded.tg_layout(sizes)
-    if list(sizes) != [ctypes.sizeof(kind) for kind in (Linear, Layer, Model, Step)]:
+    if list(sizes) != [ctypes.sizeof(kind) for kind in kinds]:
         raise OSError(f"{library_path().name}: its structures differ from cpu.py; build it again")
     loaded.tg_isa.restype = ctypes.c_char_p
     loaded.tg_panel_bytes.restype = ctypes.c_int64
     loaded.tg_close.argtypes = (ctypes.c_void_p,)
     loaded.tg_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     loaded.tg_copy_block.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+    loaded.tg_encode_kv.argtypes = (*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p)
+    loaded.tg_decode_kv.argtypes = (ctypes.c_void_p,) * 5
     loaded.tg_matmul.argtypes = (ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_int32, *_OUTPUTS)
     return loaded
 
@@ -169,6 +204,13 @@ def address(array: NDArray[Any] | None, kind: type[np.generic], count: int) -> i
     if array.dtype != kind or not array.flags.c_contiguous or array.size < count:
         raise NativeError(f"need a contiguous {kind.__name__} array of {count}, not {array.dtype} {array.shape}")
     return array.ctypes.data
+
+
+def chunk(blocks: NDArray[np.int32], runs: NDArray[np.int32], first: int, sinks: int) -> Chunk:
+    """Describe 256 tokens by the block and the run in it of each sixteen; the arrays live as long as it does."""
+    made = Chunk(address(blocks, np.int32, 16), address(runs, np.int32, 16), first, sinks)
+    made.kept = (blocks, runs)
+    return made
 
 
 def matmul(

@@ -37,6 +37,27 @@ struct TgStep {
     float* logits;  // [sampled_count, logits_stride] or null
     int64_t logits_stride;
     int32_t* greedy;  // [sampled_count] or null: the most likely token of each sampled row
+    float* queries;   // [layers][token_count][heads * head_dim] or null: as projected, before norm and rotation
+};
+
+// What the KV codec does to sixteen tokens' channels of one group of heads: with symbols s and the mean taken off x,
+//   s = round(encode . x),   x = mean + scales * (decode . s)
+struct TgTransform {
+    const float *mean, *scales, *sums;  // [channels]; sums: of the rows of `decode`
+    const float* encode;                // [channels][kept], transposed; 64 bytes behind it are readable
+    const int8_t* decode;               // [kept / 4][channels][4]; the same
+    int32_t channels, kept;             // kept: a multiple of 4
+};
+
+struct TgKvCodec {
+    const TgTransform* transforms;  // [layers][K, V][kv_heads / group_heads]
+    int32_t layers, kv_heads, head_dim, group_heads;
+};
+
+// 256 tokens of one sequence: run i (16 tokens) is runs[i] of block blocks[i].
+struct TgChunk {
+    const int32_t *blocks, *runs;
+    int32_t first, sinks;  // the position of the first token; positions below `sinks` are kept as they are
 };
 
 enum TgStatus : int32_t {
@@ -46,5 +67,6 @@ enum TgStatus : int32_t {
     TG_NO_MEMORY = -3,
     TG_NO_ISA = -4,
     TG_NO_THREAD = -5,
+    TG_BAD_BYTES = -6,
 };
 }

@@ -70,6 +70,8 @@ constexpr Softmax kNothing{-3.4e38f, 0};
 constexpr int kAttendTokens = 256;  // tokens of a chunk: the unit whose order of summation never changes
 constexpr int kAttendRows = 48;     // most rows of one attend call
 
+constexpr int kChunkTokens = 256;  // of the KV codec
+
 using StoreKv = void(const float* k, const float* v, int head_dim, int head_width, uint8_t* subblock, int slot);
 using Attend = void(const Attention& a, int chunk, Softmax* state, float* sums, float* scratch);
 
@@ -88,6 +90,13 @@ struct Ops {
     void (*turn)(float* x, int head_dim, int head_width);
     void (*merge)(const Softmax& part, const float* part_sums, Softmax& into, float* sums, int head_width);
     int (*argmax)(const float* x, int count);
+    void (*decode_run)(const TgTransform& t, const uint8_t* symbols, float* x);
+    float (*encode_run)(const TgTransform& t, const float* x, float* coefficients, uint8_t* symbols);
+    bool (*centre)(const float* mean, int channels, float* x);
+    void (*read_run)(const uint8_t* run, int head_dim, int head_width, const float* cosines, const float* sines, float* k,
+                     float* v);
+    void (*write_run)(const float* k, const float* v, int head_dim, int head_width, const float* cosines,
+                      const float* sines, uint8_t* run);
 };
 
 extern const Ops ops_portable;

@@ -74,6 +74,7 @@ inline float exponential(float x) {
 #include "attend_inl.h"
 #include "matmul_inl.h"
 #include "quantise_inl.h"
+#include "kvcodec_inl.h"
 
 namespace {
 
@@ -123,4 +124,4 @@ int argmax(const float* x, int count) {
 #define TIDEGATE_OPS(isa)                                                                                              \
     const tidegate::Ops tidegate::ops_##isa = {#isa,   quantise, rms_quantise, matmul, swiglu,                         \
                                                rotate, {store_kv<16>, store_kv<8>, store_kv<4>}, {attend<16>, attend<8>, attend<4>},     \
-                                               turn,   merge,    argmax};
+                                               turn,   merge,    argmax, decode_run, encode_run, centre, read_run, write_run};

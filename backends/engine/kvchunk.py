@@ -1,0 +1,102 @@
+"""The KV of 256 tokens between the native engine's blocks and bytes: what a codec promises, and the lossless one.
+
+Refuses to know where bytes are stored and who asks for them. What comes back from a store may be anybody's: a payload
+is measured before memory is taken for it, and whatever is no payload of this codec is a ValueError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from backends.engine.native import NativeRunner
+
+CHUNK_TOKENS = 256
+RUN_TOKENS = 16
+"""Tokens whose K and V lie together, head by head, in every block; see kernels/cpu/ops.h."""
+
+
+class KvCodec(Protocol):
+    """Blocks to payloads and back. Both ways may run in a thread beside steps: they touch the named blocks alone."""
+
+    @property
+    def id(self) -> str:
+        """Name what the payloads can be read by: the codec, its version and a digest of its parameters."""
+        ...
+
+    def encode(self, runner: NativeRunner, blocks: Sequence[int], first: int) -> list[bytes]:
+        """Return one payload a layer for the 256 tokens from position `first` on, whose first lies in blocks[0]."""
+        ...
+
+    def decode(self, runner: NativeRunner, layers: Sequence[bytes], blocks: Sequence[int], first: int) -> None:
+        """Write such payloads into blocks. ValueError where they are none: the blocks then hold anything."""
+        ...
+
+
+class ExactCodec:
+    """The cache's own bytes, the two bytes of each half apart, through zstd-1. A restore is the same bit for bit."""
+
+    id = "exact-1"
+
+    def encode(self, runner: NativeRunner, blocks: Sequence[int], first: int) -> list[bytes]:
+        """See `KvCodec`."""
+        table, runs = places(runner, blocks, first)
+        packer = zstandard.ZstdCompressor(level=1)
+        width = _width(runner)
+        return [packer.compress(_apart(layer[table, :, runs], width).data) for layer in runner.cache]
+
+    def decode(self, runner: NativeRunner, layers: Sequence[bytes], blocks: Sequence[int], first: int) -> None:
+        """See `KvCodec`."""
+        table, runs = places(runner, blocks, first)
+        check_count(runner, layers)
+        width = _width(runner)
+        _, _, heads, _, size = runner.cache.shape
+        due = len(table) * heads * size
+        for layer, payload in zip(runner.cache, layers, strict=True):
+            planes = np.frombuffer(unpacked(payload, due, due), np.uint8).reshape(width, -1)
+            layer[table, :, runs] = planes.T.reshape(len(table), heads, size)
+
+
+def places(runner: NativeRunner, blocks: Sequence[int], first: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the block, and the run in it, of each run of a chunk; ValueError when the chunk is not in these blocks."""
+    if first < 0 or first % CHUNK_TOKENS or first + CHUNK_TOKENS > runner.spec.context_tokens:
+        raise ValueError(f"no chunk begins at position {first} of a context of {runner.spec.context_tokens}")
+    positions = first + np.arange(0, CHUNK_TOKENS, RUN_TOKENS, dtype=np.int32)
+    at = positions // runner.block_tokens - first // runner.block_tokens
+    if len(blocks) <= at[-1]:
+        raise ValueError(f"a chunk at position {first} needs {at[-1] + 1} blocks, not {len(blocks)}")
+    table = np.asarray(blocks, np.int32)[at]
+    if table.min() < 0 or table.max() >= runner.kv_blocks:
+        raise ValueError(f"blocks {blocks} are not all among the {runner.kv_blocks} there are")
+    return table, positions % runner.block_tokens // RUN_TOKENS
+
+
+def check_count(runner: NativeRunner, layers: Sequence[bytes]) -> None:
+    """Refuse the payloads of a model with another number of layers."""
+    if len(layers) != runner.spec.layers:
+        raise ValueError(f"{len(layers)} payloads are not those of a model of {runner.spec.layers} layers")
+
+
+def unpacked(payload: bytes, least: int, most: int) -> bytes:
+    """Decompress a zstd frame of `least` to `most` bytes; what it claims is read before memory is taken."""
+    try:
+        claimed = zstandard.frame_content_size(payload)
+        if not least <= claimed <= most:
+            raise ValueError(f"a payload claims {claimed} bytes where {least} to {most} are due")
+        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=claimed, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise ValueError(f"a payload is no zstd frame: {exc}") from exc
+
+
+def _width(runner: NativeRunner) -> int:
+    """Bytes of a value that are kept apart: halves compress by their exponents, codes by nothing."""
+    return 2 if runner.kv_format == "fp16" else 1
+
+
+def _apart(stored: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Put the low bytes of all values before the high ones."""
+    return np.ascontiguousarray(stored.reshape(-1, width).T)
