@@ -15,6 +15,7 @@ from sessioncache.connection import Answer, Handles
 from sessioncache.moves import Moves
 from sessioncache.prefixes import Handle, Prefixes
 from sessioncache.sessions import Sessions
+from sessioncache.transfer import Transfer
 
 MOST_SUMMARY_BYTES = 256 << 10
 
@@ -26,6 +27,7 @@ class Answers:
     prefixes: Prefixes
     sessions: Sessions
     moves: Moves
+    transfer: Transfer
     connections: set[Handles] = field(default_factory=set)
 
     async def answer(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
@@ -33,7 +35,9 @@ class Answers:
         verbs: dict[str, Callable[[Handles, dict[str, Any], bytes], Awaitable[Answer]]] = {
             "lookup": self._lookup, "fetch": self._fetch, "missing": self._missing, "save": self._save,
             "note": self._note, "close": self._close, "stats": self._stats, "sessions": self._list,
-            "show": self._show, "erase": self._erase, "gc": self._gc,
+            "show": self._show, "erase": self._erase, "gc": self._gc, "export": self._export,
+            "export_chunk": self._export_chunk, "import": self._import, "import_chunk": self._import_chunk,
+            "import_end": self._import_end,
         }  # fmt: skip
         if (verb := verbs.get(message["verb"])) is None:
             raise StoreError("refused", f"{message['verb']!r} is not a verb of this store")
@@ -96,6 +100,29 @@ class Answers:
 
     async def _gc(self, _: Handles, __: dict[str, Any], ___: bytes) -> Answer:
         return await self.moves.collect(), ()
+
+    async def _export(self, handles: Handles, message: dict[str, Any], _: bytes) -> Answer:
+        handle, records = await self.transfer.begin(message["name"])
+        sizes = [len(each) for each in records]
+        return {"handle": handles.add(handle), "chunks": len(handle.links), "sizes": sizes}, records
+
+    async def _export_chunk(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        handle = handles.get(message["handle"])
+        number, records = _chunk(handle, message), wire.cut(body, message["sizes"])
+        return None, [await self.transfer.chunk(handle, number, records)]
+
+    async def _import(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        handle = await self.transfer.take_in(wire.cut(body, message["sizes"]))
+        return {"handle": handles.add(handle), "chunks": len(handle.links)}, ()
+
+    async def _import_chunk(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        handle = handles.get(message["handle"])
+        await self.transfer.take_chunk(handle, _chunk(handle, message), wire.cut(body, message["sizes"]))
+        return None, ()
+
+    async def _import_end(self, handles: Handles, message: dict[str, Any], body: bytes) -> Answer:
+        handle = handles.get(message["handle"])
+        return {"name": await self.transfer.end(handle, wire.cut(body, message["sizes"]))}, ()
 
     async def _stats(self, _: Handles, __: dict[str, Any], ___: bytes) -> Answer:
         shelf = self.prefixes.shelf

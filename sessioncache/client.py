@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sessioncache import wire
+from sessioncache import records, wire
 
 STREAM_BUFFER_BYTES = 4 << 20
 Kind = Literal["miss", "refused", "broken", "unreachable"]
@@ -151,6 +151,35 @@ class StoreClient:
     async def gc(self) -> dict[str, int]:
         """Delete what is too old and what belongs to no session; return how many of each."""
         return dict((await self._ask("gc", {}))[0])
+
+    async def export(self, name: str) -> bytes:
+        """Return a session as a file, sealed: only a store with the same master key takes it in."""
+        told, body = await self._ask("export", {"name": name})
+        parts = wire.cut(body, told["sizes"])
+        for chunk in range(told["chunks"]):
+            asked = {"handle": told["handle"], "chunk": chunk, "sizes": told["sizes"]}
+            parts.append((await self._ask("export_chunk", asked, parts[:2]))[1])
+        await self.close(told["handle"])
+        return records.joined(parts)
+
+    async def import_(self, file: bytes) -> str:
+        """Take in a file that `export` made, for the tenant that it names; return the session's name."""
+        try:
+            first, second, *chunks = records.split(file)
+        except ValueError as exc:
+            raise StoreError("refused", f"this is not the file of a session: {exc}") from exc
+        told, _ = await self._ask_of("import", {}, [first, second])
+        if len(chunks) != told["chunks"]:
+            raise StoreError("refused", f"the file holds {len(chunks)} of {told['chunks']} chunks")
+        for number, chunk in enumerate(chunks):
+            asked = {"handle": told["handle"], "chunk": number}
+            await self._ask_of("import_chunk", asked, [first, second, chunk])
+        ended, _ = await self._ask_of("import_end", {"handle": told["handle"]}, [first, second])
+        await self.close(told["handle"])
+        return str(ended["name"])
+
+    async def _ask_of(self, verb: str, asked: dict[str, Any], body: Sequence[bytes]) -> tuple[Any, bytes]:
+        return await self._ask(verb, {**asked, "sizes": [len(each) for each in body]}, body)
 
     async def _ask(self, verb: str, asked: dict[str, Any], body: Sequence[bytes] = ()) -> tuple[Any, bytes]:
         self._last_id += 1

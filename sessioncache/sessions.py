@@ -48,7 +48,11 @@ class Sessions:
 
     async def note(self, handle: Handle, given: str, summary: Mapping[str, Any]) -> str:
         """Say what a session is made of now; StoreError "refused" for an erased one, whose chunks go at once."""
-        tenant, name = handle.prefix.tenant, session_name(handle.secrets.sessions, given)
+        return await self.note_as(handle, session_name(handle.secrets.sessions, given), summary)
+
+    async def note_as(self, handle: Handle, name: str, summary: Mapping[str, Any]) -> str:
+        """Do as `note` does, for a session whose name is known."""
+        tenant = handle.prefix.tenant
         kept = await self.ledger.change(tenant, name, lambda now: self._noted(now, name, handle, summary))
         if kept is None or kept.is_erased:
             await self._erase_chunks(tenant, [key for key in handle.keys if not key.startswith(SHARED)])

@@ -53,9 +53,11 @@ def settings_of(line: bytes) -> StoreSettings:
         told: Any = orjson.loads(line)
     except ValueError as exc:
         raise SettingsError("the settings are not one line of JSON") from exc
-    known = {each.name: each for each in fields(StoreSettings)}
-    if not isinstance(told, dict) or (unknown := sorted(set(told) - set(known))):
-        raise SettingsError(f"the settings must be an object of {sorted(known)}; not {unknown if told else told!r}")
+    known = {each.name for each in fields(StoreSettings)}
+    if not isinstance(told, dict):
+        raise SettingsError("the settings are not an object of JSON")
+    if unknown := sorted(set(told) - known):
+        raise SettingsError(f"{unknown} are no settings of a store; there are {sorted(known)}")
     for name in ("store", "state_dir"):
         if not isinstance(told.get(name), str) or not told[name]:
             raise SettingsError(f"{name} must be given, as text")

@@ -37,6 +37,7 @@ from sessioncache.settings import SettingsError, StoreSettings, cold_of, setting
 from sessioncache.shelf import Shelf
 from sessioncache.tenants import Tenants, master_of
 from sessioncache.tiers import ColdTier, FolderTier, MemoryTier, Tier
+from sessioncache.transfer import Transfer
 
 EX_CONFIG = 78
 MOST_CONNECTIONS = 64
@@ -56,7 +57,8 @@ class Store:
         self._settings, self._tenants = settings, tenants
         sessions = Sessions(shelf, Ledger(shelf.cold, tenants), time.time, time.monotonic)
         self._moves = Moves(sessions, settings)
-        self._answers = Answers(Prefixes(shelf, tenants, beside), sessions, self._moves)
+        prefixes = Prefixes(shelf, tenants, beside)
+        self._answers = Answers(prefixes, sessions, self._moves, Transfer(prefixes, sessions))
         self._ended = asyncio.Event()
 
     async def run(self, listener: socket.socket) -> None:

@@ -56,6 +56,12 @@ class RunningStore:
         return code
 
 
+def folder_in(folder: Path, name: str) -> Path:
+    """Make a folder for a store of its own."""
+    (made := folder / name).mkdir()
+    return made
+
+
 @contextmanager
 def store_running(folder: Path, **settings: object) -> Iterator[RunningStore]:
     """Run a store with its tiers in a folder, or where the settings say."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sessioncache.client import Prefix, StoreClient, StoreError
-from tests.stores import LAYERS, client_of, prefix, restored, saved, store_running
+from tests.stores import LAYERS, client_of, folder_in, prefix, restored, saved, store_running
 
 
 async def test_what_was_saved_is_restored(tmp_path: Path) -> None:
@@ -250,3 +250,31 @@ async def test_tokens_travel_as_they_are(tmp_path: Path) -> None:
             changed[300] += 1
 
             assert await restored(client, Prefix("ada", of.model, of.codec, changed)) == ["memory"]
+
+
+async def test_an_exported_session_is_taken_in_elsewhere(tmp_path: Path) -> None:
+    """By a store with the same master key; its client's next turn is restored there."""
+    with store_running(folder_in(tmp_path, "a")) as one, store_running(folder_in(tmp_path, "b")) as other:
+        async with client_of(one) as left, client_of(other) as right:
+            name = await saved(left, prefix(3))
+
+            assert await right.import_(await left.export(name)) == name
+
+            assert await restored(right, prefix(3)) == ["memory"] * 3
+            assert (await right.show(name))["summary"] == {"turns": 1}
+
+
+async def test_a_file_that_was_altered_is_refused(tmp_path: Path) -> None:
+    """Wherever; and nothing of it becomes a session."""
+    with store_running(tmp_path) as store:
+        async with client_of(store) as client:
+            file = await client.export(await saved(client, prefix(2)))
+            await client.erase_tenant("ada")
+            flips = [bytes([*file[:at], file[at] ^ 1, *file[at + 1 :]]) for at in range(0, len(file), len(file) // 50)]
+
+            for hostile in [b"", file[:-1], file[: len(file) // 2], file + b"\0", *flips]:
+                with pytest.raises(StoreError) as refused:
+                    await client.import_(hostile)
+                assert refused.value.kind in {"refused", "miss"}
+
+            assert await client.sessions() == []

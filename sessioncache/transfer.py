@@ -1,0 +1,88 @@
+"""Sessions in and out of the store, chunk by chunk, so that a file may be larger than a frame or our memory.
+
+Refuses to know sockets, and how a file is laid out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from dataclasses import dataclass
+
+from sessioncache import archive, container
+from sessioncache.archive import Head
+from sessioncache.client import Prefix, StoreError
+from sessioncache.identity import CHUNK_TOKENS
+from sessioncache.prefixes import Handle, Prefixes
+from sessioncache.problems import ChunkError, VaultError
+from sessioncache.sessions import SHARED, Sessions
+from sessioncache.tenants import OPERATOR
+from sessioncache.vault import Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Export and import. Both hold one chunk at a time."""
+
+    prefixes: Prefixes
+    sessions: Sessions
+
+    async def begin(self, name: str) -> tuple[Handle, list[bytes]]:
+        """Return what a session is made of, as far as it is stored, and the first records of its file."""
+        tenant, kept = await self.sessions.find(name)
+        codec, tokens = "", array("I")
+        for key in kept.chunks:
+            if (found := await self._described(key, tenant)) is None:
+                break
+            codec = found[0]
+            tokens.extend(found[1])
+        if not tokens:
+            raise StoreError("miss", f"nothing of the session {name} is stored any more")
+        common = sum(key.startswith(SHARED) for key in kept.chunks[: len(tokens) // CHUNK_TOKENS])
+        head = Head(tenant, name, kept.model, codec, tokens, common, dict(kept.summary))
+        return await self._handle(head), list(archive.begin(self.prefixes.tenants.master, head))
+
+    async def chunk(self, handle: Handle, number: int, first_records: list[bytes]) -> bytes:
+        """Return the record of one chunk."""
+        head, secrets = self._opened(first_records)
+        layers = await self.prefixes.fetch(handle, number, 0)
+        return await asyncio.to_thread(archive.written, head, number, layers, secrets)
+
+    async def take_in(self, first_records: list[bytes]) -> Handle:
+        """Name what a file holds, in the secret that its tenant has here."""
+        return await self._handle(self._opened(first_records)[0])
+
+    async def take_chunk(self, handle: Handle, number: int, records: list[bytes]) -> None:
+        """Check and store one chunk; those of the operator's common prompts are left to be computed."""
+        *first_records, stored = records
+        head, secrets = self._opened(first_records)
+        layers = await asyncio.to_thread(archive.read, head, number, stored, secrets)
+        if not handle.links[number].key.startswith(SHARED):
+            await self.prefixes.save(handle, number, layers)
+
+    async def end(self, handle: Handle, first_records: list[bytes]) -> str:
+        """Note the session whose chunks were taken in."""
+        head, _ = self._opened(first_records)
+        return await self.sessions.note_as(handle, head.session, head.summary)
+
+    async def _handle(self, head: Head) -> Handle:
+        common = head.common * CHUNK_TOKENS
+        return await self.prefixes.open(Prefix(head.tenant, head.model, head.codec, head.tokens, common))
+
+    def _opened(self, first_records: list[bytes]) -> tuple[Head, Secrets]:
+        if len(first_records) != 2:
+            raise StoreError("refused", "a session's file begins with two records")
+        try:
+            return archive.opened(self.prefixes.tenants.master, *first_records)
+        except VaultError as exc:
+            raise StoreError("refused", f"the file is not of this master key: {exc}") from exc
+
+    async def _described(self, key: str, tenant: str) -> tuple[str, array[int]] | None:
+        secrets = await self.prefixes.tenants.secrets(OPERATOR if key.startswith(SHARED) else tenant)
+        async for place, stored in self.prefixes.shelf.copies(key):
+            try:
+                chunk = container.read(stored, total=len(stored))
+                return chunk.header.codec, array("I", chunk.open(0, stored[slice(*chunk.range_of(0))], secrets))
+            except ChunkError:
+                await self.prefixes.shelf.spoiled(place, key)
+        return None
