@@ -34,6 +34,7 @@ from backends.engine.planning import Settings, settings_of
 from backends.engine.problems import CheckpointError
 from backends.engine.thread import EngineThread
 from backends.peer import Peer, log
+from backends.sessions import Sessions
 
 Made = TypeVar("Made")
 STATS_EVERY_S = 1.0
@@ -59,6 +60,9 @@ class Worker:
         )
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
         self._engine: Engine | None = None
+        self._sessions: Sessions | None = None
+        self._restoring: dict[str, asyncio.Task[None]] = {}
+        self._flushing: asyncio.Task[None] | None = None
         self._peers: set[Peer] = set()
         self._calls: dict[str, Live] = {}
         self._preparing = 0
@@ -142,9 +146,18 @@ class Worker:
 
     def _ready(self, engine: Engine) -> None:
         self._engine = engine
+        self._open_sessions(engine)
         self._loop.run_in_executor(None, engine.warm).add_done_callback(_warmed)
         log("worker.loaded", model=self._settings.model, context_tokens=engine.context_tokens)
         self._broadcast(self._hello(engine))
+
+    def _open_sessions(self, engine: Engine) -> None:
+        if self._settings.sessions is None:
+            return
+        if engine.kv is None:
+            log("session.off", model=self._settings.model, reason="torch computes, and has no codec")
+            return
+        self._sessions = Sessions(engine, engine.kv, self._thread, self._settings.sessions)
 
     def _hello(self, engine: Engine) -> bytes:
         greeting = {
@@ -164,14 +177,14 @@ class Worker:
             peer.send(frames.encode("error", call.id, frames.pack_error(refusal)))
             return
         self._calls[call.id] = Live(peer, call.sequences)
-        self._beside(lambda engine: engine.prepare(call), partial(self._prepared, call.id))
+        self._beside(lambda engine: self._prepare(engine, call), partial(self._prepared, call.id))
 
     def _refusal(self) -> BackendError | None:
         if self._engine is None:
             return BackendError("unreachable", "the worker is loading its model", retryable=True)
         if self._is_draining:
             return BackendError("unreachable", "the worker is stopping", retryable=True)
-        if self._preparing > self._settings.max_waiting + self._settings.max_batch:
+        if self._preparing + len(self._restoring) > self._settings.max_waiting + self._settings.max_batch:
             return BackendError("overloaded", "too many calls arrive at once", retryable=True, retry_after_s=1.0)
         return None
 
@@ -189,8 +202,28 @@ class Worker:
         if (error := _error_of(done)) is not None:
             self._deliver([(call_id, error)])
             return
-        prepared = done.result()
-        self._thread.order(call_id, lambda engine, now: engine.submit(prepared, now))
+        if self._sessions is None:
+            self._stand_in_line(done.result())
+        else:
+            self._restoring[call_id] = asyncio.create_task(self._restore(self._sessions, done.result()))
+
+    def _prepare(self, engine: Engine, call: Call) -> Prepared:
+        prepared = engine.prepare(call)
+        return self._sessions.diagnosed(prepared) if self._sessions is not None else prepared
+
+    async def _restore(self, sessions: Sessions, prepared: Prepared) -> None:
+        """Let a call stand in line behind what is stored of its prompt; whatever fails there, it is computed."""
+        call_id = prepared.call.id
+        try:
+            prepared = await sessions.restored(prepared)
+        except Exception as exc:  # noqa: BLE001 - the top of the task: a fault of ours costs time and no answer
+            log("session.restore_broken", error=repr(exc))
+        finally:
+            del self._restoring[call_id]
+        self._stand_in_line(prepared)
+
+    def _stand_in_line(self, prepared: Prepared) -> None:
+        self._thread.order(prepared.call.id, lambda engine, now: engine.submit(prepared, now))
 
     def _question(self, peer: Peer, number: int, work: Callable[[Engine], object]) -> None:
         if (refusal := self._refusal()) is not None:
@@ -208,6 +241,8 @@ class Worker:
         peer.send(answer)
 
     def _cancel(self, call_id: str) -> None:
+        if (restoring := self._restoring.get(call_id)) is not None:
+            restoring.cancel()
         if self._calls.pop(call_id, None) is not None:
             self._thread.order(call_id, lambda engine, _: engine.cancel(call_id))
 
@@ -234,8 +269,14 @@ class Worker:
             reason = f"a step has been running for {age_s:.1f} s; [worker] step_timeout allows more"
             self.failed("worker.step_hung", reason, is_final=True)
         if self._engine is not None:
-            self._broadcast(frames.encode("stats", asdict(self._engine.stats)))
+            self._broadcast(frames.encode("stats", self._stats(self._engine)))
         self._loop.call_later(STATS_EVERY_S, self._tick)
+
+    def _stats(self, engine: Engine) -> dict[str, object]:
+        if self._sessions is None:
+            return asdict(engine.stats)
+        self._sessions.watch()
+        return {**asdict(engine.stats), "sessions": asdict(self._sessions.counts)}
 
     def _broadcast(self, frame: bytes) -> None:
         for peer in list(self._peers):
@@ -246,8 +287,13 @@ class Worker:
             self._end(0)
 
     def _end_if_drained(self) -> None:
-        """Once all is answered, end; but first let every gateway have what was written to it."""
-        if self._is_draining and not self._calls:
+        """Once all is answered and saved, end; but first let every gateway have what was written to it."""
+        if not self._is_draining or self._calls:
+            return
+        if self._sessions is not None and self._flushing is None:
+            self._flushing = asyncio.create_task(self._sessions.flush())
+            self._flushing.add_done_callback(lambda _: self._end_if_drained())
+        elif self._flushing is None or self._flushing.done():
             for peer in self._peers:
                 peer.close()
             if not self._peers:

@@ -1,10 +1,10 @@
 """Paged-KV accounting: who holds which block, and which full blocks already hold a known prefix.
 
 A full block is known by a key that chains over all tokens up to its end from a root on, which says whose they are; so
-equal keys mean equal KV of the same owner. A block nobody
-holds keeps its content and its key until the room is needed; the one unused for longest is then taken first, and a
-sequence lets go of its last block first, so prefixes are eaten from their ends. A block that is shared or known
-is never written: whoever must write into it copies it before (`is_writable`).
+equal keys mean equal KV of the same owner. A block nobody holds keeps its content and its key until the room is needed;
+the one unused for longest is then taken first, and a sequence lets go of its last block first, so prefixes are eaten
+from their ends. Guarded blocks, whose content exists nowhere else, are taken after all others. A block that is shared
+or known is never written: whoever must write into it copies it before (`is_writable`).
 
 Refuses to know tensors, sequences and time.
 """
@@ -30,6 +30,14 @@ def chain_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     return blake2b(array("i", tokens).tobytes(), key=parent, digest_size=16).digest()
 
 
+def chain_of(root: bytes, tokens: Sequence[int], block_tokens: int) -> list[bytes]:
+    """Name all full blocks of some tokens."""
+    chain: list[bytes] = []
+    for start in range(0, len(tokens) - block_tokens + 1, block_tokens):
+        chain.append(chain_key(chain[-1] if chain else root, tokens[start : start + block_tokens]))
+    return chain
+
+
 class Blocks:
     """The blocks of one KV cache. `used + free == total` after every method."""
 
@@ -40,10 +48,17 @@ class Blocks:
         self._known: dict[bytes, int] = {}
         self._blank = list(range(total - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, None] = OrderedDict()  # as _idle, but guarded
+        self._guarded = [False] * total
 
     @property
     def free(self) -> int:
         """Blocks that nobody holds, known or blank."""
+        return len(self._blank) + len(self._idle) + len(self._kept)
+
+    @property
+    def spare(self) -> int:
+        """Blocks that can be taken without losing a guarded one."""
         return len(self._blank) + len(self._idle)
 
     @property
@@ -65,6 +80,10 @@ class Blocks:
         known = self._known
         return [known[key] for key in takewhile(known.__contains__, keys)]
 
+    def left_of(self, keys: Iterable[bytes]) -> list[int]:
+        """Look up which blocks of a chain are left, holes or not. Holds nothing."""
+        return [block for key in keys if (block := self._known.get(key)) is not None]
+
     def idle_among(self, ids: Iterable[int]) -> int:
         """How many of these blocks nobody holds: holding them takes that many from `free`."""
         return sum(not self._holders[block] for block in ids)
@@ -73,7 +92,7 @@ class Blocks:
         """Share blocks that `find` returned."""
         for block in ids:
             if not self._holders[block]:
-                del self._idle[block]
+                del self._shelf(block)[block]
             self._holders[block] += 1
 
     def take(self) -> int:
@@ -92,6 +111,15 @@ class Blocks:
             self._known[key] = block
             self._keys[block] = key
 
+    def guard(self, ids: Sequence[int], *, is_guarded: bool) -> None:
+        """Let known blocks of a sequence be taken after all others, or no longer so; it ends with a block's name."""
+        for block in reversed(ids):
+            if self._keys[block] is not None and self._guarded[block] != is_guarded:
+                is_idle = self._shelf(block).pop(block, block) is None
+                self._guarded[block] = is_guarded
+                if is_idle:
+                    self._shelf(block)[block] = None
+
     def release(self, ids: Sequence[int]) -> None:
         """Let go of a sequence's blocks, its last first."""
         for block in reversed(ids):
@@ -102,9 +130,9 @@ class Blocks:
     def forget(self, ids: Iterable[int]) -> None:
         """Make blocks unfindable because their content cannot be trusted; holders keep holding."""
         for block in ids:
+            is_idle = self._shelf(block).pop(block, block) is None
             self._unname(block)
-            if not self._holders[block] and block in self._idle:
-                del self._idle[block]
+            if is_idle:
                 self._blank.append(block)
 
     def forget_all(self) -> None:
@@ -112,7 +140,7 @@ class Blocks:
         self.forget(range(self.total))
 
     def _evict(self) -> int:
-        block, _ = self._idle.popitem(last=False)
+        block, _ = (self._idle or self._kept).popitem(last=False)
         self._unname(block)
         return block
 
@@ -120,9 +148,13 @@ class Blocks:
         if (key := self._keys[block]) is not None:
             del self._known[key]
             self._keys[block] = None
+            self._guarded[block] = False
+
+    def _shelf(self, block: int) -> OrderedDict[int, None]:
+        return self._kept if self._guarded[block] else self._idle
 
     def _shelve(self, block: int) -> None:
         if self._keys[block] is None:
             self._blank.append(block)
         else:
-            self._idle[block] = None
+            self._shelf(block)[block] = None

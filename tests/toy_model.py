@@ -65,6 +65,10 @@ class ToyRunner:
         """Copy one block."""
         self._kv[target] = self._kv[source]
 
+    def write(self, block: int, at: int, token: int) -> None:
+        """Put a token into the cache, as a restore does."""
+        self._kv[block, at] = token
+
     def _logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         assert (tokens >= 0).all()
         if POISON in tokens:

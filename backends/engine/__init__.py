@@ -6,7 +6,7 @@ Refuses to know processes, sockets, clocks and what computes a step.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from secrets import randbits
 
@@ -14,16 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.api import BackendError, Call, Delta, Sampling
-from backends.engine.answer import Answer, Answering, Tokenizer
+from backends.engine.answer import NOTHING, Answer, Answering, Restored, Tokenizer
 from backends.engine.forms import Forms, parser_for, thoughts_in
 from backends.engine.grammar import Mask
+from backends.engine.keeping import Kv
 from backends.engine.layout import batch_of
 from backends.engine.problems import TemplateError
 from backends.engine.runner import Runner
 from backends.engine.sampler import Choice, Rules, Sampler
+from backends.engine.transcript import Transcript, transcript_of
 from backends.stops import StopText
 from batching.blocks import Blocks, root_key
 from batching.drafts import MOST_ROWS, Drafter
+from batching.lending import Lending
 from batching.scheduler import Limits, Plan, Scheduler, Sequence
 
 Event = tuple[str, Delta | BackendError]
@@ -32,11 +35,16 @@ Chosen = tuple[Answer, list[Choice], int]  # the tokens sampled for an answer, a
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A call whose prompts are tokens and fit the context, with what binds its answers; each takes a copy of `mask`."""
+    """A call whose prompts are tokens and fit the context, with what binds its answers; each takes a copy of `mask`.
+
+    `restored` and `diverged` are what its usage will say of where its prompt's KV came from.
+    """
 
     call: Call
     prompts: list[list[int]]
     mask: Mask | None = None
+    restored: Restored = NOTHING
+    diverged: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +98,26 @@ class Engine:
         self.context_tokens = context_tokens
         self._forms = Forms(tokenizer)
         self.blocks = Blocks(runner.kv_blocks, runner.block_tokens)
+        self.lending = Lending(self.blocks)
+        self.keep: Callable[[Transcript], None] | None = None
+        self.kv: Kv | None = None
         self._scheduler = Scheduler(self.blocks, limits)
         self._calls: dict[str, Answering] = {}
         self._answers: dict[Sequence, Answer] = {}
         self._arrivals = 0
         self._pace: deque[float] = deque(maxlen=64)
+        self._is_stalled = False  # nobody in line found blocks in the last step
         self.stats = Stats(slots=limits.max_batch, kv_blocks_total=runner.kv_blocks)
 
     @property
+    def runner(self) -> Runner:
+        """What computes the steps."""
+        return self._runner
+
+    @property
     def is_idle(self) -> bool:
-        """Whether a step would do nothing until something is submitted or resumed."""
-        return self._scheduler.is_idle
+        """Whether a step would do nothing until something is submitted, resumed or given back."""
+        return self._scheduler.is_idle or (self._is_stalled and self.lending.is_lent)
 
     @property
     def unanswered(self) -> int:
@@ -140,7 +157,13 @@ class Engine:
             raise BackendError("rejected", f"a call with the id {call.id} is already running", code="duplicate_id")
         if self._scheduler.is_full:
             raise self._overloaded(now)
-        answering = self._calls[call.id] = Answering(call, sum(map(len, prepared.prompts)), unfinished=call.sequences)
+        answering = self._calls[call.id] = Answering(
+            call,
+            sum(map(len, prepared.prompts)),
+            unfinished=call.sequences,
+            restored=prepared.restored,
+            diverged=prepared.diverged,
+        )
         for prompt in prepared.prompts:
             self._join(answering, prompt, prepared.mask)
 
@@ -163,6 +186,7 @@ class Engine:
     def step(self, now: float) -> list[Event]:
         """Compute one step; return what it brought for which call."""
         plan = self._scheduler.plan(self._drafts())
+        self._is_stalled = not plan.chunks
         scores = self._compute(plan)
         chosen, failed = self._choose(plan, scores)
         self._scheduler.advance(plan, {a.sequence: [choice.token for choice in choices] for a, choices, _ in chosen})
@@ -245,6 +269,10 @@ class Engine:
         return answer.answering.call.id, BackendError("broken", message)
 
     def _end(self, answer: Answer) -> None:
+        """Free an answer's blocks; what they hold is kept for the session where sessions are on."""
+        if self.keep is not None and (transcript := transcript_of(answer, self.blocks)) is not None:
+            self.lending.guard(transcript.chain, is_guarded=True)
+            self.keep(transcript)
         self._scheduler.leave(answer.sequence)
         self._answers.pop(answer.sequence, None)
 

@@ -48,6 +48,18 @@ class Tokenizer(Spelling, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The tokens of a prompt, from `start` to `end`, whose KV came from a tier."""
+
+    start: int = 0
+    end: int = 0
+    tier: str = ""
+
+
+NOTHING = Restored()
+
+
 @dataclass(slots=True, eq=False)
 class Answering:
     """A call on its way: its answers, and the counts that its usage is made of."""
@@ -57,12 +69,22 @@ class Answering:
     answers: list[Answer] = field(default_factory=list)
     unfinished: int = 0
     is_counted: bool = False
+    restored: Restored = NOTHING
+    diverged: tuple[int, int] | None = None
 
     def usage(self) -> Usage:
         """Count what was computed; every sampled token counts, those that end an answer unseen too."""
         leaders = [a for a in self.answers if a.sequence.leader is None]
         cached = sum(a.sequence.cached or 0 for a in leaders)
-        return Usage(self.prompt_tokens, sum(a.sampled for a in self.answers), cached)
+        restored = max(0, min(cached, self.restored.end) - self.restored.start)
+        return Usage(
+            self.prompt_tokens,
+            sum(a.sampled for a in self.answers),
+            cached,
+            restored,
+            self.restored.tier if restored else "",
+            self.diverged,
+        )
 
 
 @dataclass(slots=True, eq=False)

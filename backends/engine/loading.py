@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from backends.engine import Engine
+from backends.engine.keeping import open_kv
 from backends.engine.planning import KvPlan, Settings, plan_kv
 from backends.engine.problems import CheckpointError
 from backends.engine.runner import ModelSpec, Runner
@@ -42,7 +43,9 @@ def load(settings: Settings, progress: Progress, chosen: Callable[[Choice], None
         runner = open_runner(choice, replace(checkpoint, context_tokens=plan.context_tokens), settings, plan)
         progress("weights", 1.0)
         limits = limits_of(settings)
-        return Engine(runner, tokenizer.result(), limits, context_tokens=plan.context_tokens)
+        engine = Engine(runner, tokenizer.result(), limits, context_tokens=plan.context_tokens)
+        engine.kv = open_kv(runner, checkpoint, settings.sessions) if settings.sessions is not None else None
+        return engine
 
 
 def limits_of(settings: Settings) -> Limits:

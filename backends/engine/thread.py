@@ -35,8 +35,15 @@ class Listener(Protocol):
         ...
 
 
+def _ignore(_tokens: int, _took_s: float) -> None:
+    """Nobody measures the steps."""
+
+
 class EngineThread(threading.Thread):
-    """Runs until the process ends. An idle engine waits `window_s` for company before it computes a first call."""
+    """Runs until the process ends. An idle engine waits `window_s` for company before it computes a first call.
+
+    `stepped` is told from this thread how many tokens a step computed, and in how many seconds.
+    """
 
     def __init__(self, load: Callable[[], Engine], listener: Listener, *, window_s: float = 0.0) -> None:
         super().__init__(name="engine", daemon=True)
@@ -44,6 +51,7 @@ class EngineThread(threading.Thread):
         self._orders: deque[tuple[str, Order]] = deque()
         self._ordered = threading.Event()
         self._stepping_since: float | None = None
+        self.stepped: Callable[[int, float], None] = _ignore
 
     def step_age_s(self, now: float) -> float:
         """Return how long the step that runs has been running, by `time.monotonic`; 0 between steps."""
@@ -78,7 +86,9 @@ class EngineThread(threading.Thread):
             events = self._obey(engine)
             self._stepping_since = time.monotonic()
             try:
+                computed = engine.stats.computed_tokens
                 events += engine.step(self._stepping_since)
+                self.stepped(engine.stats.computed_tokens - computed, time.monotonic() - self._stepping_since)
                 failures = 0
             except Exception as exc:  # noqa: BLE001 - the top of the thread: its calls fail, the next ones are tried
                 failures += 1

@@ -1,0 +1,100 @@
+"""The worker's half of sessions: restores prompts from the store before they are computed, saves answers behind them.
+
+Refuses to know sockets to gateways and how calls are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from backends.api import SessionCounts
+from backends.engine import Engine, Prepared
+from backends.engine.keeping import Kv
+from backends.engine.planning import SessionSettings
+from backends.engine.thread import EngineThread
+from backends.engine.transcript import Transcript
+from backends.peer import log
+from backends.sessions.costs import Rates
+from backends.sessions.diagnosis import Diagnosis
+from backends.sessions.link import Link
+from backends.sessions.orders import Orders
+from backends.sessions.restorer import Restorer
+from backends.sessions.saver import Saver
+
+PREFILL_TOKENS = 64  # a step of fewer tokens says little about how fast prompts are computed
+SPARE_SHARE = 4  # below a quarter of blocks that can be taken without loss, saving does not wait
+FLUSH_TIMEOUT_S = 20.0
+
+
+class Sessions:
+    """Sessions of one loaded model. Lives on the loop's thread, but for `diagnosed`."""
+
+    def __init__(self, engine: Engine, kv: Kv, thread: EngineThread, settings: SessionSettings) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._engine, self._diagnosis, self._rates = engine, Diagnosis(), Rates()
+        link, orders = Link(settings.store), Orders(thread)
+        self._restorer = Restorer(kv, link, orders, self._rates, settings)
+        self._saver = Saver(kv, link, orders, settings)
+        engine.keep = self._kept
+        thread.stepped = self._stepped
+        self._saving = asyncio.create_task(self._saver.run())
+        self._saving.add_done_callback(_ended)
+
+    @property
+    def counts(self) -> SessionCounts:
+        """All that was done."""
+        restored, saved = self._restorer.counts, self._saver.counts
+        return replace(
+            restored,
+            saves=saved.saves,
+            saved_tokens=saved.saved_tokens,
+            saved_bytes=saved.saved_bytes,
+            save_s=saved.save_s,
+            save_failures=saved.save_failures,
+            dropped_saves=saved.dropped_saves,
+            waiting_saves=self._saver.waiting,
+        )
+
+    def diagnosed(self, prepared: Prepared) -> Prepared:
+        """Add where the prompt parts from its session's last one; from the thread that makes tokens."""
+        if len(prepared.prompts) != 1:
+            return prepared
+        diverged = self._diagnosis.compare(prepared.call, prepared.prompts[0], self._engine.text)
+        return replace(prepared, diverged=diverged)
+
+    async def restored(self, prepared: Prepared) -> Prepared:
+        """Bring what is stored of a call's prompt into blocks, where that pays."""
+        if len(prepared.prompts) != 1:
+            return prepared
+        restored = await self._restorer.restore(prepared.call.tenant, prepared.prompts[0])
+        return replace(prepared, restored=restored)
+
+    def watch(self) -> None:
+        """Save early while few blocks can be taken without losing what is saved nowhere."""
+        blocks = self._engine.blocks
+        self._saver.press(is_pressed=blocks.spare * SPARE_SHARE < blocks.total)
+
+    async def flush(self) -> None:
+        """Save all that waits to be saved, before the process ends; not for ever."""
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._saver.flush()
+        except TimeoutError:
+            log("session.flush_gave_up", waiting=self._saver.waiting)
+
+    def _kept(self, transcript: Transcript) -> None:
+        self._loop.call_soon_threadsafe(self._offer, transcript)
+
+    def _offer(self, transcript: Transcript) -> None:
+        self._saver.offer(transcript)
+        self.watch()
+
+    def _stepped(self, tokens: int, took_s: float) -> None:
+        if tokens >= PREFILL_TOKENS:
+            self._rates.prefill.learn(tokens, took_s)
+
+
+def _ended(saving: asyncio.Task[None]) -> None:
+    if not saving.cancelled() and (exc := saving.exception()) is not None:
+        log("session.saver_failed", error=repr(exc))

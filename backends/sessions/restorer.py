@@ -1,0 +1,179 @@
+"""A prompt's stored beginning into blocks, before the prompt is computed: looked up, weighed, fetched, decoded.
+
+Chunks are fetched a few at a time and decoded in a thread beside the steps, in order; whatever contiguous beginning has
+arrived at the deadline, or before a chunk that fails, is used, and the rest is computed. So a broken store costs
+time within the deadline and never an answer. Of equal prefixes one is restored and the others wait for it.
+
+Refuses to know calls and what becomes of the blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from backends.api import SessionCounts
+from backends.engine import Engine
+from backends.engine.answer import NOTHING, Restored
+from backends.engine.keeping import Kv
+from backends.engine.kvcodec import CHUNK_TOKENS
+from backends.engine.planning import SessionSettings
+from backends.peer import log
+from backends.sessions.costs import Rates, colder
+from backends.sessions.link import Link
+from backends.sessions.orders import Orders
+from batching.blocks import chain_of, root_key
+from batching.lending import Loan
+from sessioncache.client import Found, Prefix, StoreClient, StoreError
+
+WINDOW = 3  # chunks on their way at once; all at once would bring the first one late
+LOOKUP_TIMEOUT_S = 2.0
+SPARE_SHARE = 8  # an eighth of all blocks stays free for those who run
+
+
+@dataclass(slots=True)
+class Fetched:
+    """How far a restore has come: whole chunks that are in their blocks, and their bytes as stored."""
+
+    chunks: int = 0
+    bytes: int = 0
+
+
+class Restorer:
+    """Restores prefixes into the blocks of one engine. Lives on the loop's thread."""
+
+    def __init__(self, kv: Kv, link: Link, orders: Orders, rates: Rates, settings: SessionSettings) -> None:
+        self._kv, self._link, self._orders, self._rates, self._settings = kv, link, orders, rates, settings
+        self._decoding = ThreadPoolExecutor(1, "decode")
+        self._flying: dict[bytes, asyncio.Event] = {}
+        self.counts = SessionCounts()
+
+    async def restore(self, tenant: str, tokens: list[int]) -> Restored:
+        """Bring what is stored of a prompt into blocks, as far as that is faster than computing it."""
+        whole = len(tokens) // CHUNK_TOKENS * CHUNK_TOKENS
+        if whole < max(CHUNK_TOKENS, self._settings.min_restore_tokens):
+            return NOTHING
+        words = array("I", tokens[:whole])
+        prefix = Prefix(tenant, self._kv.model, self._kv.codec.id, words)
+        try:
+            async with self._alone(tenant, words), self._link.looked_up(prefix, LOOKUP_TIMEOUT_S) as (client, found):
+                chain = chain_of(root_key(tenant), words, self._kv.runner.block_tokens)
+                return await self._weighed(client, found, chain)
+        except (StoreError, TimeoutError) as exc:
+            self._failed("lookup", exc)
+            return NOTHING
+
+    @asynccontextmanager
+    async def _alone(self, tenant: str, words: array[int]) -> AsyncIterator[None]:
+        """Wait for another restore of the same prefix, at most as long as it may take."""
+        key = blake2b(words.tobytes(), key=root_key(tenant), digest_size=16).digest()
+        if (flying := self._flying.get(key)) is not None:
+            async with asyncio.timeout(self._settings.fetch_timeout_s):
+                await flying.wait()
+            yield
+            return
+        landed = self._flying[key] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._flying[key]
+            landed.set()
+
+    async def _weighed(self, client: StoreClient, found: Found, chain: list[bytes]) -> Restored:
+        """Borrow the blocks for what is stored and not known, if fetching pays."""
+        stored = len(found.tiers) * CHUNK_TOKENS
+        if not stored:
+            return NOTHING
+        chain = chain[: stored // self._kv.runner.block_tokens]
+
+        def worth(start: int) -> bool:
+            first = start // CHUNK_TOKENS
+            restore_s = self._rates.restore_s(found.tiers[first:], found.bytes[first:])
+            return restore_s < self._rates.compute_s(stored - start)
+
+        def borrow(engine: Engine) -> tuple[Loan | None, int]:
+            spare = engine.blocks.total // SPARE_SHARE
+            loan = engine.lending.lend(chain, unit=CHUNK_TOKENS, spare=spare, worth=worth)
+            return loan, engine.lending.known_tokens(chain)
+
+        loan, known = await self._orders.ask(borrow, _returned)
+        if loan is None:
+            self._count(recomputed_instead=int(known < stored))
+            return NOTHING
+        return await self._filled(client, found, loan, known)
+
+    async def _filled(self, client: StoreClient, found: Found, loan: Loan, known: int) -> Restored:
+        """Fill a loan as far as it goes, and settle it whatever happens."""
+        loop, fetched, failure = asyncio.get_running_loop(), Fetched(), None
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self._rates.deadline_s(loan.end - loan.start, self._settings.fetch_timeout_s)):
+                await self._fill(client, found, loan, fetched)
+        except (StoreError, TimeoutError, ValueError) as exc:
+            failure = exc
+        finally:
+            # Behind whatever is still decoded into these blocks: the thread takes one thing after the other.
+            filled = fetched.chunks * CHUNK_TOKENS
+            settled = self._decoding.submit(self._orders.tell, lambda engine: engine.lending.settle(loan, filled))
+        await asyncio.wrap_future(settled)
+        if failure is not None:
+            self._failed("fetch", failure)
+        end = loan.start + fetched.chunks * CHUNK_TOKENS
+        if end <= known:
+            return NOTHING
+        took_s = loop.time() - began
+        self._count(restores=1, restored_tokens=end - known, restored_bytes=fetched.bytes, restore_s=took_s)
+        first, last = loan.start // CHUNK_TOKENS, end // CHUNK_TOKENS
+        return Restored(known, end, colder(found.tiers[first:last]))
+
+    async def _fill(self, client: StoreClient, found: Found, loan: Loan, fetched: Fetched) -> None:
+        """Decode the chunks of a loan in order, while the next ones come."""
+        chunks = deque(range(loan.start // CHUNK_TOKENS, loan.end // CHUNK_TOKENS))
+        coming: deque[asyncio.Task[list[bytes]]] = deque()
+        try:
+            while chunks or coming:
+                while chunks and len(coming) < WINDOW:
+                    coming.append(asyncio.create_task(self._fetch(client, found, chunks.popleft())))
+                layers = await coming.popleft()
+                await self._decode(loan, fetched.chunks, layers)
+                fetched.chunks += 1
+                fetched.bytes += sum(map(len, layers))
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+    async def _fetch(self, client: StoreClient, found: Found, chunk: int) -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        layers = await client.fetch(found.handle, chunk)
+        self._rates.learn_fetch(found.tiers[chunk], sum(map(len, layers)), loop.time() - began)
+        return layers
+
+    async def _decode(self, loan: Loan, number: int, layers: list[bytes]) -> None:
+        per_chunk = CHUNK_TOKENS // self._kv.runner.block_tokens
+        blocks = loan.blocks[number * per_chunk : (number + 1) * per_chunk]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await loop.run_in_executor(self._decoding, self._kv.decode, loan.start // CHUNK_TOKENS + number, layers, blocks)
+        self._rates.decode.learn(CHUNK_TOKENS, loop.time() - began)
+
+    def _failed(self, what: str, exc: Exception) -> None:
+        self._count(restore_failures=1)
+        log("session.restore_failed", what=what, error=str(exc) or type(exc).__name__)
+
+    def _count(self, **more: float) -> None:
+        before = self.counts
+        self.counts = replace(before, **{name: getattr(before, name) + value for name, value in more.items()})
+
+
+def _returned(engine: Engine, made: tuple[Loan | None, int]) -> None:
+    """Give back what nobody waits for any more."""
+    if made[0] is not None:
+        engine.lending.settle(made[0], 0)
