@@ -116,6 +116,7 @@ class Moves:
                     counts["tombstones"] += 1
                 elif not kept.is_erased and wall - kept.used_s > self.settings.ttl_s:
                     await self.sessions.erase_of(tenant, kept)
+                    await self.sessions.ledger.forget(tenant, kept.session)  # its client may come back
                     counts["sessions"] += 1
                 else:
                     live.update(kept.chunks)

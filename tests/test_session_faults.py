@@ -70,6 +70,18 @@ async def test_a_session_in_redis_survives_a_killed_store(tmp_path: Path, redis_
             assert await restored(client, prefix(2, first=100)) == ["cold"] * 2
 
 
+async def test_a_session_that_grew_too_old_may_come_back(tmp_path: Path) -> None:
+    """Its time to live deletes it, and unlike an erased one its name is free again."""
+    with store_running(tmp_path, ttl_s=0.001) as store:
+        async with client_of(store) as client:
+            name = await saved(client, prefix(1))
+
+            assert (await client.gc())["sessions"] == 1
+
+            assert await client.sessions() == []
+            assert await saved(client, prefix(1, first=9000)) == name
+
+
 async def test_redis_killed_and_back_loses_nothing(tmp_path: Path) -> None:
     """Calls go on meanwhile; what only memory has then is written to the cold tier as the store ends."""
     with redis_running(tmp_path) as redis, store_running(tmp_path, redis_url=redis.url) as store:
