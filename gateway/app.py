@@ -30,7 +30,10 @@ from gateway.rundir import TOKEN_FILE, admin_token, open_run_dir
 from gateway.settings import Config
 
 _LAST_WORDS_S = 2.0
-_ALARMING = {"worker.died", "worker.restarting", "worker.stderr", "upstream.down"}
+_ALARMING = {
+    *("worker.died", "worker.restarting", "worker.stderr", "upstream.down"),
+    *("store.died", "store.restarting", "store.stderr", "store.failed", "store.pass_failed", "store.drain_cut_off"),
+}
 
 
 class Gateway:

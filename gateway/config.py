@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from gateway.convert import Converter, nearest
@@ -21,6 +22,7 @@ from gateway.settings import (
     Model,
     Release,
     Server,
+    Sessions,
     TenantSettings,
     WorkerSettings,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "Model",
     "Release",
     "Server",
+    "Sessions",
     "TenantSettings",
     "WorkerSettings",
     "describe",
@@ -44,6 +47,8 @@ __all__ = [
 ]
 
 DEFAULT_NAME = "gateway.toml"
+MASTER_KEY_VARIABLE = "TIDEGATE_MASTER_KEY"
+_MAKE_A_KEY = "make one with: python -c 'import secrets; print(secrets.token_hex(32))'"
 
 
 def load(path: str | Path, environment: Mapping[str, str] = os.environ) -> Config:
@@ -53,7 +58,8 @@ def load(path: str | Path, environment: Mapping[str, str] = os.environ) -> Confi
     converter = Converter(Config, folder=file.absolute().parent, environment=environment)
     config: Config = converter.table(Config, _parsed(file, text))
     broken = [problem.path for problem in converter.problems]
-    problems = [*converter.problems, *(each for each in contradictions(config) if not each.is_hidden_by(broken))]
+    found = [*contradictions(config), *_master_key(config.sessions, environment)]
+    problems = [*converter.problems, *(each for each in found if not each.is_hidden_by(broken))]
     if problems:
         raise ConfigError(sentences(problems, file=str(file), text=text))
     return config
@@ -93,6 +99,7 @@ def contradictions(config: Config) -> Iterator[Problem]:
     yield from _ports(config.server)
     yield from _batch_sizes(config.batching)
     yield from _backoff(config.worker)
+    yield from _session_times(config.sessions)
     yield from _stretches(config)
     yield from _same_names(config)
     yield from _sources(config)
@@ -135,6 +142,35 @@ def _backoff(worker: WorkerSettings) -> Iterator[Problem]:
             ("worker", "restart_backoff_max"),
             "is shorter than restart_backoff; the longest pause cannot be shorter than the first",
             reads=(("worker", "restart_backoff_max"), ("worker", "restart_backoff")),
+        )
+
+
+def _session_times(sessions: Sessions) -> Iterator[Problem]:
+    """Each step of a conversation on its way out must come after the one before."""
+    steps = (("write_behind", sessions.write_behind_s), ("cold_after", sessions.cold_after_s), ("ttl", sessions.ttl_s))
+    for (earlier, before_s), (later, after_s) in pairwise(steps):
+        if after_s < before_s:
+            yield Problem(
+                ("sessions", later),
+                f"is shorter than {earlier}; what comes after it cannot come before it",
+                reads=(("sessions", later), ("sessions", earlier)),
+            )
+
+
+def _master_key(sessions: Sessions, environment: Mapping[str, str]) -> Iterator[Problem]:
+    """Conversations leave this machine only sealed with a key that somebody keeps."""
+    file = sessions.encryption_key_file
+    path = ("sessions", "encryption_key_file")
+    if file and not Path(file).is_file():
+        yield Problem(path, f'is "{file}", and there is no such file; {_MAKE_A_KEY}', reads=(path,))
+    is_shared = sessions.enabled and (sessions.redis or sessions.store.startswith("s3:"))
+    if is_shared and not file and not environment.get(MASTER_KEY_VARIABLE):
+        where = "redis" if sessions.redis else "store"
+        yield Problem(
+            ("sessions", where),
+            f"keeps conversations where others may read them, and there is no key to seal them with; set "
+            f"encryption_key_file or the environment variable {MASTER_KEY_VARIABLE}; {_MAKE_A_KEY}",
+            reads=(("sessions", "redis"), ("sessions", "store"), path),
         )
 
 

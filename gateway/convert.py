@@ -73,7 +73,8 @@ class Converter:
     def _resolved(self, marker: FilePath | None, value: object) -> object:
         if marker is None or not isinstance(value, str) or re.fullmatch(marker.unless, value):
             return value
-        return os.path.normpath(self._folder / os.path.expanduser(value))  # noqa: PTH111 (Path raises for an unknown ~name)
+        path = os.path.expanduser(value.removeprefix(marker.prefix))  # noqa: PTH111 (Path raises for an unknown ~name)
+        return marker.prefix + os.path.normpath(self._folder / path)
 
     def _text(self, raw: str, *, is_secret: bool) -> str:
         text = _VARIABLE.sub(self._variable, raw)

@@ -58,9 +58,13 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A relative path counts from the folder of gateway.toml; a text that matches all of `unless` is not a path."""
+    """A relative path counts from the folder of gateway.toml; a text that matches all of `unless` is not a path.
+
+    `prefix` stands before the path.
+    """
 
     unless: str
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,18 @@ def parse_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
+def parse_store(text: str) -> str:
+    """Check the form of where cold sessions lie; whether it can be reached is found out by the store."""
+    if text.startswith("file:"):
+        return text
+    parts = urlsplit(text)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ValueError('it begins with neither "file:" nor "s3://" and a bucket')
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("it holds more than bucket and prefix; endpoint and region have keys of their own")
+    return text
+
+
 _NUMBER = r"[0-9]{1,15}(\.[0-9]{1,9})? ?"
 _DURATION = Written(
     parse_duration,
@@ -73,6 +85,12 @@ _SOURCE = Written(
     'or "echo" (a built-in backend that repeats what it is told)',
     r".+",
 )
+_STORE = Written(
+    parse_store,
+    str,
+    '"file:" and a folder, or "s3://BUCKET/PREFIX"; "file:" alone is sessions/ in state_dir',
+    r"file:.*|s3://[^/?#]+(/[^?#]*)?",
+)
 _URL = Written(parse_url, str, 'an address such as "http://127.0.0.1:9000/v1"', r"(https?://[^/?#@]+(/[^?#]*)?)?")
 _NAME = Pattern(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", "letters, digits and . _ : / @ -, at most 128 of them")
 _KEY_HASH = Pattern(
@@ -89,6 +107,8 @@ _ORIGIN = Pattern(
     r"\*|https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
     'an origin as browsers send it, in lower case, such as "https://chat.example.org", or "*" for every page',
 )
+_REDIS = Pattern(r"(rediss?://\S+)?", 'an address such as "redis://127.0.0.1:6379/0"')
+_ENDPOINT = Pattern(r"(https?://[^/?#@]+/?)?", 'an address such as "http://127.0.0.1:8333"')
 _TOKEN = Pattern(r"[!-~]*", "visible ASCII characters without spaces")
 
 Duration = Annotated[float, _DURATION]
@@ -189,6 +209,55 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sessions:
+    """What is kept of conversations so that nothing is computed twice, where, and for how long."""
+
+    enabled: Annotated[bool, Doc("Whether conversations are kept beyond a worker's KV cache.")] = True
+    active_s: Annotated[
+        Duration, Range(1, 86400), Doc("How long a conversation stays in the worker's KV cache where there is room.")
+    ] = 600
+    write_behind_s: Annotated[
+        Duration, Range(0.1, 3600), Doc("How long a conversation is idle before the store has it too.")
+    ] = 60
+    cold_after_s: Annotated[
+        Duration, Range(1, 7 * 86400), Doc("How long it is idle before it lies in the cold tier alone.")
+    ] = 2100
+    ttl_s: Annotated[Duration, Range(60, 365 * 86400), Doc("How long it is idle before it is deleted.")] = 7 * 86400
+    memory_bytes: Annotated[
+        Size, Range(_MIB, 1 << 40), Doc("Memory for compressed conversations, beside the workers.")
+    ] = 256 * _MIB
+    redis: Annotated[
+        str, Secret(), _REDIS, Doc("Redis as the warm tier, which several machines share; empty is none.")
+    ] = field(default="", repr=False)
+    store: Annotated[str, _STORE, FilePath(unless="file:|s3://.*", prefix="file:"), Doc("The cold tier.")] = "file:"
+    endpoint: Annotated[str, _ENDPOINT, Doc("Server that speaks S3; empty is Amazon's.")] = ""
+    region: Annotated[str, Doc("Region of the bucket.")] = "us-east-1"
+    state_dir: Annotated[
+        str,
+        FilePath(unless=""),
+        Doc("Folder of keys, profiles and the default store; empty is $XDG_STATE_HOME/tidegate or its usual place."),
+    ] = ""
+    encryption_key_file: Annotated[
+        str, FilePath(unless=""), Doc("Master keys, the current one first; empty is $TIDEGATE_MASTER_KEY or one made.")
+    ] = ""
+    codec: Annotated[
+        Literal["exact", "safe", "balanced", "dense"], Doc("How KV is compressed: without loss, or by a profile.")
+    ] = "exact"
+    min_agreement: Annotated[
+        float, Range(0.5, 1), Doc("Least agreement a profile must have been measured with to be used.")
+    ] = 0.97
+    profiles: Annotated[
+        str, FilePath(unless=""), Doc("Folder of calibrated profiles; empty is profiles/ in state_dir.")
+    ] = ""
+    min_restore_tokens: Annotated[
+        int, Range(256, 1 << 20), Doc("Fewest tokens worth restoring; fewer are computed.")
+    ] = 512
+    recheck_every: Annotated[
+        int, Range(0, 1_000_000), Doc("One restore in so many is computed too, to compare; 0 is none.")
+    ] = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantSettings:
     """A team or program with its own keys."""
 
@@ -261,5 +330,6 @@ class Config:
     log: Log = Log()
     batching: Batching = Batching()
     worker: WorkerSettings = WorkerSettings()
+    sessions: Sessions = Sessions()
     tenants: tuple[TenantSettings, ...] = ()
     models: Annotated[tuple[Model, ...], Items(1)]

@@ -102,7 +102,7 @@ def serving(folder: Path, *, models: str = ECHO, server: str = "", rest: str = "
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(folder / "state")},
     )
     served = Served(process, folder / "run")
     try:

@@ -13,7 +13,7 @@ from backends.api import BackendError, Delta
 from backends.echo import EchoBackend
 from gateway.config import WorkerSettings
 from gateway.control import process
-from gateway.control.pool import pause_s
+from gateway.control.pauses import pause_s
 from tests.pools import Running, ask, running, small_config
 
 SETTINGS = WorkerSettings(restart_backoff_s=0.5, restart_backoff_max_s=30)

@@ -19,15 +19,11 @@ from backends.http import HttpBackend, Server
 from backends.local import LocalBackend
 from gateway.config import Config, Model, Release, WorkerSettings
 from gateway.control import process
+from gateway.control.pauses import pause_s
+from gateway.control.store import StoreKeeper, keeps_sessions, store_settings, worker_sessions
 
 Events = Callable[[str, dict[str, object]], None]
 EXIT_PATIENCE_S = 1.0  # after its connection has ended: how it exits says more about why
-
-
-def pause_s(deaths: int, settings: WorkerSettings, spread: float) -> float:
-    """Pause after so many deaths in a row: doubling up to the limit, less up to half of it, so that workers part."""
-    longest = min(settings.restart_backoff_s * 2.0 ** min(deaths - 1, 32), settings.restart_backoff_max_s)
-    return longest * (1 - spread / 2)
 
 
 class Keeper:
@@ -115,7 +111,10 @@ class Keeper:
 
 
 class Pool:
-    """All replicas of this gateway: workers, other servers, and echoes, which need neither."""
+    """All replicas of this gateway: workers, other servers, and echoes, which need neither; and the session store.
+
+    `store` is None where no session is kept.
+    """
 
     def __init__(self, config: Config, run_dir: Path, events: Events) -> None:
         self._config, self._run_dir, self._events = config, run_dir, events
@@ -123,18 +122,24 @@ class Pool:
         self._servers: list[HttpBackend] = []
         self._keeping: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self.store: StoreKeeper | None = None
+        if keeps_sessions(config):
+            path, told = run_dir / "workers" / "store.sock", store_settings(config.sessions)
+            self.store = StoreKeeper(path, told, config.worker, events)
         self.replicas: Sequence[Replica] = [
             Replica(replica_id, model.name, release.name, self._backend(replica_id, model, release))
             for replica_id, model, release in slots(config)
         ]
 
     async def start(self) -> None:
-        """Bind all sockets and spawn all workers; does not wait until they are ready. OSError when a socket fails."""
+        """Bind all sockets, spawn the store and all workers, and wait for none. OSError when a socket fails."""
         try:
+            if self.store is not None:
+                await self.store.start()
             for keeper in self._keepers:
                 keeper.listen()
         except OSError:
-            self._close_sockets()
+            await self.close()
             raise
         self._keeping = asyncio.create_task(_together(keeper.keep() for keeper in self._keepers))
         self._watching = asyncio.create_task(_together(server.watch() for server in self._servers))
@@ -154,7 +159,10 @@ class Pool:
             await asyncio.wait({self._keeping, self._watching})
         for server in self._servers:
             await server.close()
-        self._close_sockets()
+        for keeper in self._keepers:
+            keeper.close()
+        if self.store is not None:  # after the workers, which still save what they have
+            await self.store.close()
 
     def _backend(self, replica_id: str, model: Model, release: Release) -> Backend:
         if release.url:
@@ -168,14 +176,10 @@ class Pool:
         if release.source == "echo":
             return EchoBackend(model.name, context_tokens=release.context_tokens or ECHO_CONTEXT)
         path = self._run_dir / "workers" / f"{len(self._keepers)}.sock"
-        told = worker_settings(self._config, model, release)
+        told = worker_settings(self._config, model, release, store=self.store.path if self.store else None)
         keeper = Keeper(replica_id, path, told, self._config.worker, self._events)
         self._keepers.append(keeper)
         return keeper.backend
-
-    def _close_sockets(self) -> None:
-        for keeper in self._keepers:
-            keeper.close()
 
 
 async def _together(lives: Iterable[Coroutine[None, None, None]]) -> None:
@@ -208,8 +212,8 @@ def upstream(model: Model, release: Release) -> Server:
     )
 
 
-def worker_settings(config: Config, model: Model, release: Release) -> dict[str, object]:
-    """Say what a worker is told on its standard input."""
+def worker_settings(config: Config, model: Model, release: Release, *, store: Path | None = None) -> dict[str, object]:
+    """Say what a worker is told on its standard input; `store` is the session store's socket."""
     batching = config.batching
     return {
         "model": model.name,
@@ -228,4 +232,5 @@ def worker_settings(config: Config, model: Model, release: Release) -> dict[str,
         "max_waiting": batching.max_waiting,
         "speculation": batching.speculation,
         "threads": config.worker.threads,
+        "sessions": worker_sessions(config.sessions, store) if store is not None else None,
     }

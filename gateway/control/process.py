@@ -1,4 +1,7 @@
-"""One worker process: start it, hear what it says, end it. Refuses to know when that should happen."""
+"""One process of ours, a worker or the session store: start it, hear what it says, end it.
+
+Refuses to know when that should happen.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 import orjson
 
 import backends.local
+from gateway.config import MASTER_KEY_VARIABLE
 
 TERM_PATIENCE_S = 5.0
 LINE_LIMIT_BYTES = 64 << 10
@@ -45,26 +49,32 @@ def _remove_stale(path: Path) -> None:
     raise OSError(f"{path} is in use by another gateway; stop that one or set another [server] run_dir")
 
 
-async def spawn(listener: socket.socket, settings: Mapping[str, object]) -> Process:
-    """Start a worker on `listener`. Its standard input stays open: when we die it reads the end of it, and dies too.
+async def spawn(listener: socket.socket, settings: Mapping[str, object], *, module: str = "backends.worker") -> Process:
+    """Start a process on `listener`. Its standard input stays open: when we die it reads the end of it, and dies too.
 
     A session of its own keeps a terminal's Ctrl-C, which is ours to answer, away from it.
     """
     ours = str(Path(backends.local.__file__).parent.parent)
     paths = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "backends.worker", "--fd", str(listener.fileno())),
+        *(sys.executable, "-m", module, "--fd", str(listener.fileno())),
         stdin=PIPE,
         stdout=DEVNULL,
         stderr=PIPE,
         pass_fds=[listener.fileno()],
         start_new_session=True,
         # OpenMP threads that spin while they wait starve each other on cores that others use too.
-        env={"OMP_WAIT_POLICY": "passive", **_blas_threads(settings), **os.environ, "PYTHONPATH": paths},
+        env={"OMP_WAIT_POLICY": "passive", **_blas_threads(settings), **_ours_for(module), "PYTHONPATH": paths},
     )
     if process.stdin is not None:
         process.stdin.write(orjson.dumps(dict(settings)) + b"\n")
     return process
+
+
+def _ours_for(module: str) -> dict[str, str]:
+    """Return our environment; what opens the store is the store's alone."""
+    is_store = module.startswith("sessioncache.")
+    return {name: value for name, value in os.environ.items() if is_store or name != MASTER_KEY_VARIABLE}
 
 
 def _blas_threads(settings: Mapping[str, object]) -> dict[str, str]:
@@ -72,13 +82,13 @@ def _blas_threads(settings: Mapping[str, object]) -> dict[str, str]:
     return {"OPENBLAS_NUM_THREADS": str(settings["threads"])} if settings.get("threads") else {}
 
 
-async def stop(process: Process) -> None:
-    """End a worker and wait until it is gone: SIGTERM, and SIGKILL when that does not help."""
+async def stop(process: Process, *, patience_s: float = TERM_PATIENCE_S) -> None:
+    """End a process and wait until it is gone: SIGTERM, and SIGKILL when that does not help."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(TERM_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 await process.wait()
         except TimeoutError:
             with suppress(ProcessLookupError):
@@ -97,8 +107,8 @@ def why(returncode: int | None) -> str:
     return f"exited with {returncode}"
 
 
-async def said(process: Process) -> AsyncIterator[tuple[str, dict[str, object]]]:
-    """Yield what a worker writes to standard error: its JSON lines as events, anything else as it is."""
+async def said(process: Process, *, name: str = "worker") -> AsyncIterator[tuple[str, dict[str, object]]]:
+    """Yield what a process writes to standard error: its JSON lines as events, anything else as it is."""
     if process.stderr is None:
         return
     pending = b""
@@ -107,14 +117,14 @@ async def said(process: Process) -> AsyncIterator[tuple[str, dict[str, object]]]
         if len(pending) > LINE_LIMIT_BYTES:
             lines, pending = [*lines, pending], b""
         for line in lines:
-            yield _event(line)
+            yield _event(line, name)
     if pending:
-        yield _event(pending)
+        yield _event(pending, name)
 
 
-def _event(line: bytes) -> tuple[str, dict[str, object]]:
+def _event(line: bytes, name: str) -> tuple[str, dict[str, object]]:
     with suppress(orjson.JSONDecodeError):
         fields = orjson.loads(line)
         if isinstance(fields, dict) and isinstance(event := fields.pop("event", None), str):
             return event, fields
-    return "worker.stderr", {"line": line.decode(errors="replace")}
+    return f"{name}.stderr", {"line": line.decode(errors="replace")}
