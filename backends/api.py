@@ -206,7 +206,7 @@ class Embedding:
 class SessionCounts:
     """What a worker has done about sessions since its start; `waiting_saves` is what stands in line now.
 
-    `recheck_disagreements` of `recheck_tokens` restored tokens would have been followed by another one if computed.
+    Of `recheck_tokens` restored tokens, `recheck_disagreements` a computed one would differ in what follows.
     `dropped_saves` are transcripts that the line had no room for, or whose blocks were gone when their turn came.
     """
 

@@ -49,7 +49,7 @@ class Worker:
             while True:
                 _, stats = await wire.next("stats")
                 counts = SessionCounts(**stats["sessions"])
-                if getattr(counts, name) >= least and not counts.waiting_saves:
+                if getattr(counts, name) >= least and not (name == "saves" and counts.waiting_saves):
                     return counts
 
     async def killed(self) -> None:

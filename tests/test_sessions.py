@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+
+import pytest
 
 from backends.api import Message
 from tests.keeping import keeping, story
-from tests.stores import store_running
+from tests.stores import RunningStore, store_running
 
 FIRST = (Message("system", story(30)), Message("user", "Which ship came first?"))
 
@@ -22,10 +25,65 @@ async def test_a_conversation_goes_on_after_its_worker_was_killed(tmp_path: Path
             await worker.killed()
         async with keeping(store.socket, tmp_path) as worker:
             restored = await worker.ask(second, session="s")
-            counts = await worker.counted("restores")
+            counts = await worker.counted("rechecks")
 
+    assert (counts.recheck_tokens, counts.recheck_disagreements) == (16, 0)
     assert (restored.text, restored.usage.prompt_tokens) == (computed.text, computed.usage.prompt_tokens)
     assert computed.usage.cached_tokens == 0
     assert restored.usage.restored_tokens >= 512
     assert (restored.usage.cached_tokens, restored.usage.restored_from) == (restored.usage.restored_tokens, "memory")
     assert counts.restored_tokens == restored.usage.restored_tokens
+
+
+async def computed(folder: Path, store: RunningStore) -> tuple[tuple[Message, ...], str]:
+    """Let a worker answer and save a first turn, and compute the second for somebody else; then kill the worker."""
+    async with keeping(store.socket, folder) as worker:
+        first = await worker.ask(FIRST, session="s")
+        second = (*FIRST, Message("assistant", first.text), Message("user", "And then?"))
+        answered = await worker.ask(second, tenant="somebody-else")
+        await worker.counted("saves", 2)
+        await worker.killed()
+    return second, answered.text
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_store_that_dies_or_hangs_costs_time_and_no_answer(tmp_path: Path, end: signal.Signals) -> None:
+    """What cannot be fetched is computed; the failure is counted."""
+    with store_running(tmp_path) as store:
+        second, expected = await computed(tmp_path, store)
+        async with keeping(store.socket, tmp_path) as worker:
+            await worker.ask(FIRST[1:], session="short")
+            store.process.send_signal(end)
+            answered = await worker.ask(second, session="s")
+            counts = await worker.counted("restore_failures")
+            store.ended(signal.SIGKILL)
+
+    assert answered.text == expected
+    assert (answered.usage.restored_tokens, counts.restores) == (0, 0)
+
+
+async def test_a_corrupt_chunk_is_computed_again(tmp_path: Path) -> None:
+    """Whatever lies in the store, the answer is the same."""
+    with store_running(tmp_path) as store:
+        second, expected = await computed(tmp_path, store)
+    for path in (tmp_path / "cold").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    with store_running(tmp_path) as store:
+        async with keeping(store.socket, tmp_path) as worker:
+            answered = await worker.ask(second, session="s")
+
+    assert (answered.text, answered.usage.restored_tokens) == (expected, 0)
+
+
+async def test_a_worker_killed_while_it_saves_leaves_nothing_wrong(tmp_path: Path) -> None:
+    """The next one restores what was saved whole, computes the rest, and saves again."""
+    with store_running(tmp_path) as store:
+        async with keeping(store.socket, tmp_path) as worker:
+            first = await worker.ask(FIRST, session="s")
+            await worker.killed()
+        async with keeping(store.socket, tmp_path) as worker:
+            again = await worker.ask(FIRST, session="s")
+            await worker.counted("saves")
+
+    assert again.text == first.text

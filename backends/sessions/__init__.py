@@ -19,8 +19,10 @@ from backends.sessions.costs import Rates
 from backends.sessions.diagnosis import Diagnosis
 from backends.sessions.link import Link
 from backends.sessions.orders import Orders
+from backends.sessions.recheck import COMPARED, recheck
 from backends.sessions.restorer import Restorer
 from backends.sessions.saver import Saver
+from batching.blocks import chain_of, root_key
 
 PREFILL_TOKENS = 64  # a step of fewer tokens says little about how fast prompts are computed
 SPARE_SHARE = 4  # below a quarter of blocks that can be taken without loss, saving does not wait
@@ -33,9 +35,11 @@ class Sessions:
     def __init__(self, engine: Engine, kv: Kv, thread: EngineThread, settings: SessionSettings) -> None:
         self._loop = asyncio.get_running_loop()
         self._engine, self._diagnosis, self._rates = engine, Diagnosis(), Rates()
-        link, orders = Link(settings.store), Orders(thread)
-        self._restorer = Restorer(kv, link, orders, self._rates, settings)
-        self._saver = Saver(kv, link, orders, settings)
+        self._recheck_every, self._checks = settings.recheck_every, SessionCounts()
+        self._orders = Orders(thread)
+        link = Link(settings.store)
+        self._restorer = Restorer(kv, link, self._orders, self._rates, settings)
+        self._saver = Saver(kv, link, self._orders, settings)
         engine.keep = self._kept
         thread.stepped = self._stepped
         self._saving = asyncio.create_task(self._saver.run())
@@ -54,6 +58,9 @@ class Sessions:
             save_failures=saved.save_failures,
             dropped_saves=saved.dropped_saves,
             waiting_saves=self._saver.waiting,
+            rechecks=self._checks.rechecks,
+            recheck_tokens=self._checks.recheck_tokens,
+            recheck_disagreements=self._checks.recheck_disagreements,
         )
 
     def diagnosed(self, prepared: Prepared) -> Prepared:
@@ -68,6 +75,9 @@ class Sessions:
         if len(prepared.prompts) != 1:
             return prepared
         restored = await self._restorer.restore(prepared.call.tenant, prepared.prompts[0])
+        if restored.end and self._is_rechecked():
+            # After the call has its place in the line: it does not wait for this.
+            self._loop.call_soon(self._recheck, prepared.call.tenant, prepared.prompts[0][: restored.end])
         return replace(prepared, restored=restored)
 
     def watch(self) -> None:
@@ -82,6 +92,27 @@ class Sessions:
                 await self._saver.flush()
         except TimeoutError:
             log("session.flush_gave_up", waiting=self._saver.waiting)
+
+    def _is_rechecked(self) -> bool:
+        every = self._recheck_every
+        return bool(every) and (self._restorer.counts.restores - 1) % every == 0
+
+    def _recheck(self, tenant: str, tokens: list[int]) -> None:
+        chain = chain_of(root_key(tenant), tokens, self._engine.blocks.block_tokens)
+
+        def order(engine: Engine) -> None:
+            if (differing := recheck(engine, tokens, chain)) is not None:
+                self._loop.call_soon_threadsafe(self._rechecked, differing)
+
+        self._orders.tell(order)
+
+    def _rechecked(self, differing: int) -> None:
+        tokens, all_differing = self._checks.recheck_tokens + COMPARED, self._checks.recheck_disagreements + differing
+        self._checks = SessionCounts(
+            rechecks=self._checks.rechecks + 1, recheck_tokens=tokens, recheck_disagreements=all_differing
+        )
+        if differing:
+            log("session.recheck_differed", tokens=COMPARED, differing=differing)
 
     def _kept(self, transcript: Transcript) -> None:
         self._loop.call_soon_threadsafe(self._offer, transcript)
