@@ -87,3 +87,24 @@ async def test_a_worker_killed_while_it_saves_leaves_nothing_wrong(tmp_path: Pat
             await worker.counted("saves")
 
     assert again.text == first.text
+
+
+@pytest.mark.slow
+async def test_more_sessions_than_memory_are_all_continued(tmp_path: Path) -> None:
+    """Twenty conversations where four fit: each second turn finds its first, in the worker or in the store."""
+    with store_running(tmp_path) as store:
+        async with keeping(store.socket, tmp_path, kv_memory_bytes=34 << 20) as worker:
+            turns = {}
+            for number in range(20):
+                asked = (Message("user", story(22, f"harbour {number}")),)
+                turns[number] = (*asked, Message("assistant", (await worker.ask(asked, session=str(number))).text))
+            await worker.counted("saves", 20)
+            answered = [
+                await worker.ask((*turn, Message("user", "Go on.")), session=str(number))
+                for number, turn in turns.items()
+            ]
+            counts = await worker.counted("restores")
+
+    assert [each.usage.cached_tokens >= 256 for each in answered] == [True] * 20
+    assert sum(each.usage.restored_tokens > 0 for each in answered) >= 16
+    assert counts.dropped_saves == 0
