@@ -55,9 +55,9 @@ class ExactCodec:
         check_count(runner, layers)
         width = _width(runner)
         _, _, heads, _, size = runner.cache.shape
-        due = len(table) * heads * size
+        due, unpacker = len(table) * heads * size, zstandard.ZstdDecompressor()
         for layer, payload in zip(runner.cache, layers, strict=True):
-            planes = np.frombuffer(unpacked(payload, due, due), np.uint8).reshape(width, -1)
+            planes = np.frombuffer(unpacked(unpacker, payload, due, due), np.uint8).reshape(width, -1)
             layer[table, :, runs] = planes.T.reshape(len(table), heads, size)
 
 
@@ -81,13 +81,13 @@ def check_count(runner: NativeRunner, layers: Sequence[bytes]) -> None:
         raise ValueError(f"{len(layers)} payloads are not those of a model of {runner.spec.layers} layers")
 
 
-def unpacked(payload: bytes, least: int, most: int) -> bytes:
+def unpacked(unpacker: zstandard.ZstdDecompressor, payload: bytes, least: int, most: int) -> bytes:
     """Decompress a zstd frame of `least` to `most` bytes; what it claims is read before memory is taken."""
     try:
         claimed = zstandard.frame_content_size(payload)
         if not least <= claimed <= most:
             raise ValueError(f"a payload claims {claimed} bytes where {least} to {most} are due")
-        return zstandard.ZstdDecompressor().decompress(payload, max_output_size=claimed, allow_extra_data=False)
+        return unpacker.decompress(payload, max_output_size=claimed, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise ValueError(f"a payload is no zstd frame: {exc}") from exc
 

@@ -20,7 +20,7 @@ from backends.kernels import cpu
 SINKS = 4
 """First tokens of a sequence that are kept as they are: attention leans on them, and they fit no statistics."""
 
-PARTS = 8
+PARTS = 6
 """Zstd blocks of a transform's symbols. Their channels go by variance, and each block has its own Huffman table."""
 
 
@@ -52,8 +52,8 @@ class TransformCodec:
         """See `KvCodec`."""
         table, runs = places(runner, blocks, first)
         check_count(runner, layers)
-        symbols = zip(layers, self._symbol_bytes, strict=True)
-        streams = [unpacked(payload, size, self._most(size)) for payload, size in symbols]
+        unpacker, symbols = zstandard.ZstdDecompressor(), zip(layers, self._symbol_bytes, strict=True)
+        streams = [unpacked(unpacker, payload, size, self._most(size)) for payload, size in symbols]
         try:
             runner.decode_kv(self._native_codec, cpu.chunk(table, runs, first, SINKS), streams)
         except cpu.NativeError as exc:
