@@ -34,7 +34,8 @@ SANITIZED := TIDEGATE_KERNEL_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=ad
 sanitize: $(DEV)  ## run the tests of the native library with it compiled for ASan and UBSan
 	@$(SANITIZED) .venv/bin/python -m backends.kernels.build
 	@$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so.6)" \
-	  .venv/bin/pytest -q --no-cov -p no:randomly tests/test_native_ops.py tests/test_native_step.py tests/test_native.py tests/test_native_company.py
+	  .venv/bin/pytest -q --no-cov -p no:randomly tests/test_native_ops.py tests/test_native_step.py tests/test_native.py tests/test_native_company.py \
+	  tests/test_kvtransform.py -m "not slow" -k "not calibration"
 
 lint: $(DEV) $(NATIVE)  ## check style, formatting, the layout of the code and the docs
 	@.venv/bin/ruff check $(SOURCES)

@@ -109,12 +109,15 @@ void read_run(const uint8_t* run, int head_dim, int head_width, const float* cos
         store(k + 16 * j, fma(a, c, mul(b, s)));
         store(k + 16 * (j + half), sub(mul(b, c), mul(a, s)));
     }
-    float lanes[16];
-    for (int slot = 0; slot < 16; slot++)
-        for (int d = 0; d < head_dim; d += 16) {
-            store(lanes, load_half(values + slot * head_width + d));
-            for (int i = 0; i < 16 && d + i < head_dim; i++) v[16 * (d + i) + slot] = lanes[i];
+    for (int d = 0; d < head_dim; d += 4) {
+        uint64_t fours[16];
+        for (int slot = 0; slot < 16; slot++) memcpy(fours + slot, values + slot * head_width + d, 8);
+        for (int i = 0; i < 4 && d + i < head_dim; i++) {
+            uint16_t halves[16];
+            for (int slot = 0; slot < 16; slot++) halves[slot] = uint16_t(fours[slot] >> (16 * i));
+            store(v + 16 * (d + i), load_half(halves));
         }
+    }
 }
 
 inline F16 as_half(F16 x) { return max(all(-65504.0f), min(all(65504.0f), x)); }
@@ -130,10 +133,14 @@ void write_run(const float* k, const float* v, int head_dim, int head_width, con
         store_half(keys + 16 * j, as_half(sub(mul(a, c), mul(b, s))));
         store_half(keys + 16 * (j + half), as_half(fma(b, c, mul(a, s))));
     }
-    uint16_t halves[16];
-    for (int d = 0; d < head_dim; d++) {
-        store_half(halves, as_half(load(v + 16 * d)));
-        for (int slot = 0; slot < 16; slot++) values[slot * head_width + d] = halves[slot];
+    for (int d = 0; d < head_dim; d += 4) {  // four at a time: single halves took a tenth of all decoding
+        uint16_t halves[4][16] = {};
+        for (int i = 0; i < 4 && d + i < head_dim; i++) store_half(halves[i], as_half(load(v + 16 * (d + i))));
+        for (int slot = 0; slot < 16; slot++) {
+            const uint64_t four = halves[0][slot] | uint64_t(halves[1][slot]) << 16 | uint64_t(halves[2][slot]) << 32 |
+                                  uint64_t(halves[3][slot]) << 48;
+            memcpy(values + slot * head_width + d, &four, 8);
+        }
     }
 }
 
