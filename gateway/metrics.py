@@ -53,6 +53,12 @@ class Metrics:
         self.cached_tokens = Counter(
             "tidegate_cached_tokens_total", "Tokens of prompts that were not computed again.", _CALL, registry=registry
         )
+        self.restored_tokens = Counter(
+            "tidegate_restored_tokens_total",
+            "Those of them that came from a tier of the session store.",
+            (*_CALL, "tier"),
+            registry=registry,
+        )
         self.completion_tokens = Counter(
             "tidegate_completion_tokens_total", "Tokens of answers.", _CALL, registry=registry
         )
@@ -87,6 +93,8 @@ class Metrics:
         """Count the tokens of a call that has ended."""
         self.prompt_tokens.labels(model, tenant).inc(usage.prompt_tokens)
         self.cached_tokens.labels(model, tenant).inc(usage.cached_tokens)
+        if usage.restored_tokens:
+            self.restored_tokens.labels(model, tenant, usage.restored_from).inc(usage.restored_tokens)
         self.completion_tokens.labels(model, tenant).inc(usage.completion_tokens)
 
     def text(self) -> bytes:

@@ -5,7 +5,7 @@ Refuses to know prompts, keys and texts: names, counts and times only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client import Histogram
 
@@ -60,7 +60,7 @@ class Record:
     def _counted(self) -> Usage:
         """Return the backend's counts, or of an answer broken off what was seen of it."""
         seen = self.usage or Usage(0, 0)
-        return Usage(seen.prompt_tokens, max(seen.completion_tokens, self.tokens), seen.cached_tokens)
+        return replace(seen, completion_tokens=max(seen.completion_tokens, self.tokens))
 
     def _line(self, usage: Usage, now: float) -> dict[str, object]:
         line: dict[str, object] = {
@@ -75,6 +75,9 @@ class Record:
             "duration_ms": round((now - self.started) * 1000, 1),
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,
+            "restored_tokens": usage.restored_tokens or None,
+            "restored_from": usage.restored_from,
+            "diverged": usage.diverged,
             "tokens": usage.completion_tokens,
             "request_id": self.request_id,
         }

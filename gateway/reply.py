@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from backends.api import BackendError, Call, Delta, Usage
+from gateway.cachenote import cache_headers
 from gateway.dialects import Answer, Endpoint
 from gateway.exchange import Exchange, id_headers, respond
 from gateway.metrics import Metrics
@@ -97,7 +98,7 @@ class Reply:
         """Give a whole answer."""
         self._record.usage = usage or self._record.usage
         self._record.status = 200
-        await respond(self._exchange, 200, _JSON | id_headers(self._record.request_id), body)
+        await respond(self._exchange, 200, _JSON | self._head(), body)
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say no: with a status before the first byte, with an error event after it."""
@@ -124,7 +125,11 @@ class Reply:
         async with self._opening:
             if not self._is_open:
                 self._is_open = True
-                await self._exchange.start(200, _STREAM_HEADERS | id_headers(self._record.request_id))
+                await self._exchange.start(200, _STREAM_HEADERS | self._head())
+
+    def _head(self) -> dict[str, str]:
+        """Return the headers that are this call's own; a head that leaves with a ping has no counts yet."""
+        return id_headers(self._record.request_id) | cache_headers(self._record.usage)
 
     def _begin_pinging(self, pingers: set[asyncio.Task[None]], ping: bytes, every_s: float) -> None:
         pingers.add(asyncio.create_task(self._ping(ping, every_s)))
