@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gateway.admin.port import AdminPort
+from gateway.admin.sessions import SessionsAdmin
 from gateway.auth import open_tenants
 from gateway.chat import RequestPath
 from gateway.console import Console
@@ -61,7 +62,8 @@ class Gateway:
         release = version("tidegate")
         cors = Cors(server.cors_origins)
         self._data = DataPort(path, Guard(server.listen, server.allowed_hosts, cors=cors), cors=cors, version=release)
-        admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, release)
+        sessions = SessionsAdmin(self._pool.store, path.turns)
+        admin = AdminPort(path, Guard(server.admin_listen, server.allowed_hosts), token, release, sessions)
         self._data_port, self._admin_port = Port(self._data.answer), Port(admin.answer)
         self.address, self.admin_address = server.listen, server.admin_listen
 
@@ -77,11 +79,12 @@ class Gateway:
                 self._console.ready(replica, model, self.address)
 
     async def drain(self) -> None:
-        """Take nothing new and wait until every call has been answered."""
+        """Take nothing new and wait until every call has been answered and its session saved."""
         self._log.event("draining", level=self._news)
         self._data.is_draining = True
         await self._data_port.stop_accepting()
         await self._data_port.idle()
+        await self._pool.drain(self._config.server.drain_timeout_s)
 
     async def close(self) -> None:
         """Refuse what still runs, in words its client sees; then stop the workers and the ports."""

@@ -19,6 +19,7 @@ from gateway.deadlines import Deadlines
 from gateway.dialects import Dialect, Endpoint
 from gateway.exchange import Exchange, request_id_of, traceparent_of
 from gateway.identity import session_of
+from gateway.lastturns import LastTurns
 from gateway.log import Log
 from gateway.metrics import Metrics
 from gateway.questions import Question
@@ -50,6 +51,7 @@ class RequestPath:
     metrics: Metrics
     log: Log
     outstanding: Outstanding = field(default_factory=Outstanding)
+    turns: LastTurns = field(default_factory=LastTurns)
 
     async def handle(self, dialect: Dialect, exchange: Exchange) -> None:
         """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
@@ -93,6 +95,7 @@ class RequestPath:
         finally:
             self.metrics.open_streams.dec()
             record.settle(self.metrics, self.log, now=time.perf_counter())
+            self.turns.note(record.tenant, record.session, record.usage, now=time.time())
 
     async def _read(self, exchange: Exchange, endpoint: Endpoint, record: Record) -> tuple[Call, Model]:
         """Find out who asks and what for; refuses without reading the body where that can be known."""
@@ -103,8 +106,9 @@ class RequestPath:
         model = self.models.find(call.model, tenant)
         record.model = model.name
         session = session_of(exchange.headers, call.body, tenant=tenant.name)
+        record.session = session.id if session else None
         traceparent = traceparent_of(exchange.headers)
-        return replace(call, session=session.id if session else None, traceparent=traceparent), model
+        return replace(call, session=record.session, traceparent=traceparent), model
 
     async def _answer(self, model: Model, reply: Reply, record: Record, attempt: Attempt) -> None:
         """Let the best replica try; until something is sent, a failure that may pass is tried elsewhere."""

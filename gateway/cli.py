@@ -1,4 +1,4 @@
-"""The command line: `tidegate serve | check | plan | connect | quantize | keys hash | --version`.
+"""The command line: `tidegate serve | check | plan | connect | quantize | sessions | keys hash | --version`.
 
 Refuses to know how anything is done; a subcommand imports what it runs when it runs.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.connect import CLIENTS, UNKNOWN_WINDOW, ConnectError, Target, model_of, snippet, url_of
+from gateway.sessions_cli import add_arguments as add_sessions
 
 if TYPE_CHECKING:
     from gateway.settings import Config, Release
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_quantize(commands.add_parser("quantize", help="make a model small without making it worse than asked"))
     _add_connect(commands.add_parser("connect", help="print what a client needs to talk to this gateway"))
+    add_sessions(commands.add_parser("sessions", help="look at, erase and move what is kept of conversations"))
     keys = commands.add_parser("keys", help="work with API keys").add_subparsers(
         title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True
     )
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": lambda: _plan(options.config),
         "connect": lambda: _connect(options),
         "quantize": lambda: _quantize(options),
+        "sessions": lambda: _sessions(options),
         "keys": _hash_key,
     }
     if options.command in commands:
@@ -181,6 +184,20 @@ def _window(release: Release) -> int:
     from backends.engine.weights import open_checkpoint  # noqa: PLC0415
 
     return open_checkpoint(release.source).spec.context_tokens
+
+
+def _sessions(options: argparse.Namespace) -> int:
+    config = _load(options.config)
+    if config is None:
+        return 2
+    from gateway.sessions_cli import SessionsError, run  # noqa: PLC0415
+
+    try:
+        run(options, config, _say)
+    except SessionsError as exc:
+        _complain(str(exc))
+        return 1
+    return 0
 
 
 def _hash_key() -> int:

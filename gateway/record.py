@@ -29,6 +29,7 @@ class Record:
     tenant: str = UNKNOWN
     model: str = UNKNOWN
     replica: str = ""
+    session: str | None = None
     usage: Usage | None = None
     tokens: int = 0
     first: float | None = None

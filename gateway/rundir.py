@@ -21,12 +21,17 @@ class RunDirError(Exception):
     """The folder cannot be used; the message says why and what to do."""
 
 
+def known_run_dir(setting: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return where a gateway with this setting has its folder, or None for one that no other process can know."""
+    runtime = environment.get("XDG_RUNTIME_DIR", "")
+    return Path(setting) if setting else Path(runtime) / "tidegate" if runtime else None
+
+
 @contextmanager
 def open_run_dir(setting: str, environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
     """Give a folder that only this user can enter; a temporary one is gone when the block ends."""
-    runtime = environment.get("XDG_RUNTIME_DIR", "")
-    if setting or runtime:
-        yield _private(Path(setting) if setting else Path(runtime) / "tidegate")
+    if (known := known_run_dir(setting, environment)) is not None:
+        yield _private(known)
         return
     folder = Path(tempfile.mkdtemp(prefix="tidegate-"))
     try:

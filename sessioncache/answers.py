@@ -35,7 +35,7 @@ class Answers:
         verbs: dict[str, Callable[[Handles, dict[str, Any], bytes], Awaitable[Answer]]] = {
             "lookup": self._lookup, "fetch": self._fetch, "missing": self._missing, "save": self._save,
             "note": self._note, "close": self._close, "stats": self._stats, "sessions": self._list,
-            "show": self._show, "erase": self._erase, "gc": self._gc, "export": self._export,
+            "show": self._show, "names": self._names, "erase": self._erase, "gc": self._gc, "export": self._export,
             "export_chunk": self._export_chunk, "import": self._import, "import_chunk": self._import_chunk,
             "import_end": self._import_end,
         }  # fmt: skip
@@ -90,6 +90,9 @@ class Answers:
 
     async def _show(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
         return await self.sessions.show(message["name"]), ()
+
+    async def _names(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
+        return await self.sessions.names(message["tenant"], message["given"]), ()
 
     async def _erase(self, _: Handles, message: dict[str, Any], __: bytes) -> Answer:
         if (tenant := message["tenant"]) is None:

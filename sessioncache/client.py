@@ -140,6 +140,10 @@ class StoreClient:
         """Tell what a session is made of, its summary, and the tier of each chunk; StoreError "miss" for none."""
         return dict((await self._ask("show", {"name": name}))[0])
 
+    async def names(self, tenant: str, given: Sequence[str]) -> list[str]:
+        """Return the names under which the store knows sessions, by the ids that clients gave them."""
+        return list((await self._ask("names", {"tenant": tenant, "given": list(given)}))[0])
+
     async def erase(self, name: str) -> int:
         """Erase a session from all tiers and look that it is gone; return how many chunks were deleted."""
         return int((await self._ask("erase", {"name": name, "tenant": None}))[0]["chunks"])

@@ -88,6 +88,11 @@ class Sessions:
         chunks = [{"tier": place[0], "bytes": place[1]} if place else {"tier": None, "bytes": 0} for place in places]
         return {**told(tenant, kept), "summary": kept.summary, "chunks": chunks}
 
+    async def names(self, tenant: str, given: list[str]) -> list[str]:
+        """Return what sessions are called here, by what their client calls them."""
+        secrets = await self.ledger.tenants.secrets(tenant)
+        return [session_name(secrets.sessions, each) for each in given]
+
     async def erase(self, name: str) -> int:
         """Erase a session from all tiers, leaving a tombstone; return how many chunks were deleted."""
         tenant, kept = await self.find(name)

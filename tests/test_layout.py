@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "gateway": (*CLIENT_HALF, "batching.queue", "sessioncache.client"),
 }
 # The subcommands import these when they run, never at the top of the file.
-MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",)}
+MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",), "gateway.sessions_cli": ("backends.engine",)}
 QUANTISING = {
     "calibrate",
     "cores",

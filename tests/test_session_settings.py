@@ -99,6 +99,7 @@ def test_a_worker_is_told_where_the_store_is_and_how_to_keep_sessions(read: Read
         "store": "/run/store.sock",
         "profiles": "/srv/profiles",
         "codec": "exact",
+        "min_agreement": 0.97,
         "write_behind_s": 5.0,
         "active_s": 600,
         "min_restore_tokens": 512,

@@ -40,4 +40,6 @@ def open_kv(runner: Runner, checkpoint: Checkpoint, settings: SessionSettings) -
         return None
     folder = Path(settings.profiles)
     model = fingerprint(checkpoint, runner.kv_format, folder)
-    return Kv(runner, open_codec(settings.codec, model, folder), model)
+    least = settings.min_agreement
+    codec = open_codec(settings.codec, model, folder, kv_format=runner.kv_format, min_agreement=least)
+    return Kv(runner, codec, model)

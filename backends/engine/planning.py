@@ -21,12 +21,14 @@ class SessionSettings:
     """How a worker keeps sessions: the `store` is a unix socket, `profiles` the folder of codecs and file digests.
 
     Blocks are saved `write_behind_s` after their session's last answer and stay at least `active_s` where there is
-    room. One restore in `recheck_every` is computed too, to compare; 0 never.
+    room. A profile measured below `min_agreement` is refused.
+    One restore in `recheck_every` is computed too, to compare; 0 never.
     """
 
     store: str
     profiles: str
     codec: str = "exact"
+    min_agreement: float = 0.97
     write_behind_s: float = 60.0
     active_s: float = 600.0
     min_restore_tokens: int = 512

@@ -9,6 +9,7 @@ import asyncio
 import socket
 from asyncio.subprocess import Process
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import SystemRandom
 
@@ -37,6 +38,7 @@ class Keeper:
         self._listener: socket.socket | None = None
         self._deaths = 0
         self._is_draining = False
+        self.ended = asyncio.Event()
         self.backend = LocalBackend(path, lambda what, fraction: self._tell("loading", what=what, fraction=fraction))
 
     def listen(self) -> None:
@@ -56,6 +58,12 @@ class Keeper:
 
     async def keep(self) -> None:
         """Run one worker after the other, until it has drained."""
+        try:
+            await self._keep()
+        finally:
+            self.ended.set()
+
+    async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_draining:
             born_s = loop.time()
@@ -145,11 +153,16 @@ class Pool:
         self._watching = asyncio.create_task(_together(server.watch() for server in self._servers))
 
     async def drain(self, timeout_s: float) -> None:
-        """Let every worker answer what it has and end; return when all have, or the time is over."""
+        """Let every worker answer and save what it has and end; return when all have, or the time is over.
+
+        A worker that is still loading has nothing, and is not waited for.
+        """
+        serving = [keeper for keeper in self._keepers if (await keeper.backend.health()).ready]
         for keeper in self._keepers:
             keeper.drain()
-        if self._keeping is not None:
-            await asyncio.wait({self._keeping}, timeout=timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*(keeper.ended.wait() for keeper in serving))
 
     async def close(self) -> None:
         """End all workers, by force if need be, and remove their sockets. Calling it twice is fine."""

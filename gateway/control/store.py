@@ -139,6 +139,7 @@ def worker_sessions(sessions: Sessions, store: Path, environment: Mapping[str, s
         "store": str(store),
         "profiles": sessions.profiles or str(state_dir(sessions, environment) / "profiles"),
         "codec": sessions.codec,
+        "min_agreement": sessions.min_agreement,
         "write_behind_s": sessions.write_behind_s,
         "active_s": sessions.active_s,
         "min_restore_tokens": sessions.min_restore_tokens,
