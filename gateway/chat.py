@@ -29,6 +29,7 @@ from gateway.refusal import Refusal, refusal_of
 from gateway.reply import Reply
 from gateway.routing import Models, Outstanding, are_down, ordered
 from gateway.settings import Model
+from gateway.stabilise import stabilised
 
 Attempt = Callable[[Replica], Awaitable[None]]
 
@@ -108,6 +109,7 @@ class RequestPath:
         session = session_of(exchange.headers, call.body, tenant=tenant.name)
         record.session = session.id if session else None
         traceparent = traceparent_of(exchange.headers)
+        call = stabilised(call) if model.stabilise_prompt else call
         return replace(call, session=record.session, traceparent=traceparent), model
 
     async def _answer(self, model: Model, reply: Reply, record: Record, attempt: Attempt) -> None:

@@ -6,6 +6,7 @@ Refuses to know what the numbers are used for. Labels are bounded: models, tenan
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -18,6 +19,27 @@ _CALL = ("model", "tenant")
 _REPLICA = ("model", "replica")
 _LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+# What a replica's worker has done about sessions since it started; the keys are the fields of SessionCounts.
+_SESSIONS = {
+    "restores": "Prompts of which a beginning was restored.",
+    "restored_tokens": "Tokens that were restored.",
+    "restored_bytes": "Bytes that were fetched for them.",
+    "restore_s": "Seconds that restoring took.",
+    "restore_failures": "Restores that ended early; the rest was computed.",
+    "recomputed_instead": "Prompts that were computed because that was faster.",
+    "saves": "Answers whose session was saved.",
+    "saved_tokens": "Tokens that were saved.",
+    "saved_bytes": "Bytes that were saved.",
+    "save_s": "Seconds that saving took.",
+    "save_failures": "Saves that failed.",
+    "waiting_saves": "Answers that wait to be saved.",
+    "dropped_saves": "Answers that were not saved, for lack of room or because their blocks were gone.",
+    "rechecks": "Restores that were computed too, to compare.",
+    "recheck_tokens": "Tokens that were compared.",
+    "recheck_disagreements": "Those of them after which another token would have been likeliest.",
+}
 
 
 class Metrics:
@@ -74,6 +96,10 @@ class Metrics:
         self.accepted_tokens = Gauge(
             "tidegate_accepted_tokens", "Those of them that were right.", _REPLICA, registry=registry
         )
+        self.sessions = {
+            name: Gauge(f"tidegate_session_{name}", text, _REPLICA, registry=registry)
+            for name, text in _SESSIONS.items()
+        }
         self.worker_restarts = Counter(
             "tidegate_worker_restarts_total", "Workers started again after they died.", _REPLICA, registry=registry
         )
@@ -88,6 +114,8 @@ class Metrics:
             self.kv_blocks_total.labels(model, replica).set(health.kv_blocks_total)
             self.drafted_tokens.labels(model, replica).set(health.drafted_tokens)
             self.accepted_tokens.labels(model, replica).set(health.accepted_tokens)
+            for name, count in asdict(health.sessions).items() if health.sessions is not None else ():
+                self.sessions[name].labels(model, replica).set(count)
 
     def observe_usage(self, model: str, tenant: str, usage: Usage) -> None:
         """Count the tokens of a call that has ended."""

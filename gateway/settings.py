@@ -318,6 +318,9 @@ class Model:
 
     name: Annotated[Name, Doc("What clients write as `model`.")]
     aliases: Annotated[tuple[Name, ...], Doc("Other names for it.")] = ()
+    stabilise_prompt: Annotated[
+        bool, Doc("Whether tools are put in one order and lines that tell the time at the end of the system prompt.")
+    ] = False
     releases: Annotated[tuple[Release, ...], Items(1), Doc("Its versions.")]
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 import io
 import json
 import logging
+from dataclasses import asdict
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from backends.api import Health, Usage
+from backends.api import Health, SessionCounts, Usage
 from gateway.log import LibraryLines, Log
 from gateway.metrics import Metrics
+
+
+def test_what_workers_do_about_sessions_is_told_by_replica() -> None:
+    """Each count of a worker has its series; a replica without sessions has none."""
+    metrics = Metrics()
+    counts = SessionCounts(**{name: at for at, name in enumerate(SessionCounts.__dataclass_fields__)})
+
+    metrics.observe_replicas([("m", "m/0", Health(ready=True, sessions=counts)), ("m", "m/1", Health(ready=True))])
+
+    for name, count in asdict(counts).items():
+        series = f"tidegate_session_{name}"
+        assert metrics.registry.get_sample_value(series, {"model": "m", "replica": "m/0"}) == count
+        assert metrics.registry.get_sample_value(series, {"model": "m", "replica": "m/1"}) is None
 
 
 def test_every_series_is_ours_and_has_a_help_text() -> None:
