@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -50,7 +51,9 @@ async def serve(folder: Path, more: str = "") -> AsyncIterator[Served]:
     config = folder / "gateway.toml"
     config.write_text(CONFIG.format(port=port, admin_port=admin_port, run_dir=folder / "run") + more)
     command = [Path(sys.executable).parent / "tidegate", "serve", config]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    # What one run keeps of its conversations must neither help the next nor stay behind.
+    environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, env=environment)
     try:
         yield Served(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", process.pid)
     finally:
