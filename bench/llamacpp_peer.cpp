@@ -1,4 +1,4 @@
-// Drives llama.cpp for bench/engine.py, which documents the commands; one a line on stdin, one line of answer on stdout.
+// Drives llama.cpp for bench/engine.py and bench/sessions.py, which document the commands; one a line on stdin, one line of answer on stdout.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -77,6 +77,34 @@ struct Peer {
         return now_ms() - began;
     }
 
+    // The state of a prompt to a file, as llama-server's slot save does it.
+    double save(int count, const char* path) {
+        open(1, count + 320);
+        read(count);
+        std::vector<llama_token> tokens(static_cast<size_t>(count));
+        for (int t = 0; t < count; t++) tokens[size_t(t)] = token(t, 0);
+        const double began = now_ms();
+        if (!llama_state_seq_save_file(context, path, 0, tokens.data(), tokens.size())) exit(6);
+        return now_ms() - began;
+    }
+
+    // The state back, as slot restore does it, and then the next `more` tokens of the prompt and their logits.
+    double restore(int count, int more, const char* path) {
+        open(1, count + 320);
+        llama_memory_clear(memory(), true);
+        filled = 0;
+        std::vector<llama_token> tokens(static_cast<size_t>(count));
+        size_t found = 0;
+        const double began = now_ms();
+        if (!llama_state_seq_load_file(context, path, 0, tokens.data(), tokens.size(), &found)) exit(7);
+        if (found != tokens.size()) exit(8);
+        batch.n_tokens = 0;
+        for (int t = count; t < count + more; t++) add(token(t, 0), t, 0, t == count + more - 1);
+        decode();
+        llama_get_logits_ith(context, -1);
+        return now_ms() - began;
+    }
+
     // What an earlier call left behind `length` is cut off, so that the same contexts are filled only once.
     void fill(int length) {
         if (filled != length) {
@@ -144,6 +172,8 @@ int main(int argc, char** argv) {
         int a, b, c;
         if (sscanf(line, "prefill %d", &a) == 1) printf("%.3f\n", peer.prefill(a));
         if (sscanf(line, "decode %d %d %d", &a, &b, &c) == 3) peer.steps(a, b, c);
+        if (sscanf(line, "save %d %999s", &a, path) == 2) printf("%.3f\n", peer.save(a, path));
+        if (sscanf(line, "restore %d %d %999s", &a, &b, path) == 3) printf("%.3f\n", peer.restore(a, b, path));
         if (sscanf(line, "score %d %999s", &a, path) == 2) printf("%.6f\n", peer.score(path, a));
         fflush(stdout);
     }

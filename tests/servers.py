@@ -105,11 +105,10 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Give one S3 server (SeaweedFS) to all tests; each uses a prefix of its own."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "stored").mkdir()
+@contextmanager
+def s3_running(folder: Path) -> Iterator[Server]:
+    """Run an S3 server (SeaweedFS) that keeps all in a folder."""
+    (folder / "stored").mkdir(exist_ok=True)
     (folder / "users.json").write_text(json.dumps(S3_USERS))
     s3, master, volume, filer = (free_port() for _ in range(4))
     command: list[str | Path] = [
@@ -124,4 +123,11 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command += [f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
     command += ["-master.volumeSizeLimitMB=64", "-volume.max=50", "-s3.autoCreateBucket=false"]
     with running(command, until="Start Seaweed S3 API Server", url=f"http://127.0.0.1:{s3}", folder=folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Give one S3 server to all tests; each uses a prefix of its own."""
+    with s3_running(tmp_path_factory.mktemp("s3")) as server:
         yield server
