@@ -22,6 +22,7 @@ from sessioncache import container
 from sessioncache.identity import CHUNK_TOKENS
 from sessioncache.problems import ChunkError
 from sessioncache.vault import Master, Secrets
+from sessioncache.wire import Octets
 
 BOUND = b"tidegate.archive.1"
 OWNER = "\0archive"  # the name that a file's secret is wrapped under; no tenant has it
@@ -48,7 +49,7 @@ def begin(master: Master, head: Head) -> tuple[bytes, bytes]:
     return wrapped, master.secrets(OWNER, wrapped).seal(orjson.dumps(told), BOUND)
 
 
-def opened(master: Master, wrapped: bytes, sealed: bytes) -> tuple[Head, Secrets]:
+def opened(master: Master, wrapped: Octets, sealed: Octets) -> tuple[Head, Secrets]:
     """Read the first two records; VaultError or ChunkError for what is none of ours."""
     secrets = master.secrets(OWNER, wrapped)
     try:
@@ -59,20 +60,20 @@ def opened(master: Master, wrapped: bytes, sealed: bytes) -> tuple[Head, Secrets
     return head, secrets
 
 
-def written(head: Head, number: int, layers: Sequence[bytes], secrets: Secrets) -> bytes:
+def written(head: Head, number: int, layers: Sequence[Octets], secrets: Secrets) -> bytes:
     """Seal a chunk for a file."""
     header = container.Header(f"archive.{number}", head.model, head.codec, number * CHUNK_TOKENS, CHUNK_TOKENS, ())
     return container.write(header, _tokens(head, number), layers, secrets)
 
 
-def read(head: Head, number: int, stored: bytes, secrets: Secrets) -> list[bytes]:
+def read(head: Head, number: int, stored: Octets, secrets: Secrets) -> list[memoryview[int]]:
     """Open a chunk of a file; ChunkError when it is not the one that belongs there."""
     chunk = container.read(stored, total=len(stored))
     if (chunk.header.name, chunk.header.first) != (f"archive.{number}", number * CHUNK_TOKENS):
         raise ChunkError(f"chunk {number} of a session's file is another")
-    spans = [slice(*chunk.range_of(frame)) for frame in range(len(chunk.header.sizes))]
-    chunk.check_tokens(stored[spans[0]], _tokens(head, number), secrets)
-    return [chunk.open(frame, stored[spans[frame]], secrets) for frame in range(1, len(spans))]
+    frames = chunk.frames(stored)
+    chunk.check_tokens(frames[0], _tokens(head, number), secrets)
+    return [chunk.open(frame, frames[frame], secrets) for frame in range(1, len(frames))]
 
 
 def _tokens(head: Head, number: int) -> Sequence[int]:

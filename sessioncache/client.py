@@ -14,12 +14,14 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from sessioncache import records, wire
+from sessioncache.stream import Stream
+from sessioncache.wire import Octets
 
-STREAM_BUFFER_BYTES = 4 << 20
 Kind = Literal["miss", "refused", "broken", "unreachable"]
+Answer: TypeAlias = "tuple[Any, memoryview[int]]"
 
 
 class StoreError(Exception):
@@ -67,30 +69,30 @@ class Found:
 class StoreClient:
     """One connection to a store. Made by `connect`, ended by `aclose`."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._waiting: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
+    def __init__(self) -> None:
+        self._stream = Stream(self)
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._last_id = 0
-        self._listening = asyncio.create_task(self._listen())
 
     @classmethod
     async def connect(cls, path: Path | str) -> StoreClient:
         """Connect to the store's socket; StoreError when nobody is there."""
+        client = cls()
         try:
-            return cls(*await asyncio.open_unix_connection(path, limit=STREAM_BUFFER_BYTES))
+            await asyncio.get_running_loop().create_unix_connection(lambda: client._stream, str(path))
         except OSError as exc:
             raise StoreError("unreachable", f"the session store does not answer: {exc.strerror or exc}") from exc
+        return client
 
     async def aclose(self) -> None:
         """End the connection; what is under way fails as unreachable."""
-        self._listening.cancel()
-        await asyncio.wait([self._listening])
-        self._writer.close()
+        self._stream.abort()
+        await self._stream.over()
 
     @property
     def is_connected(self) -> bool:
         """Whether answers can still come."""
-        return not self._listening.done()
+        return self._stream.is_open
 
     # What a worker asks
 
@@ -100,8 +102,8 @@ class StoreClient:
         told, _ = await self._ask("lookup", asked, [prefix.tokens.tobytes()])
         return Found(told["handle"], tuple(told["tiers"]), tuple(told["bytes"]))
 
-    async def fetch(self, handle: int, chunk: int, *, first_layer: int = 0) -> list[bytes]:
-        """Return the payloads of a chunk's layers; its token ids were compared. StoreError "miss" when it is gone."""
+    async def fetch(self, handle: int, chunk: int, *, first_layer: int = 0) -> list[memoryview[int]]:
+        """Return a chunk's layers as views; its token ids were compared. StoreError "miss" when it is gone."""
         told, body = await self._ask("fetch", {"handle": handle, "chunk": chunk, "first_layer": first_layer})
         return wire.cut(body, told["sizes"])
 
@@ -110,7 +112,7 @@ class StoreClient:
         told, _ = await self._ask("missing", {"handle": handle})
         return list(told["chunks"])
 
-    async def save(self, handle: int, chunk: int, layers: Sequence[bytes]) -> None:
+    async def save(self, handle: int, chunk: int, layers: Sequence[Octets]) -> None:
         """Store a chunk; once this returns it survives the end of the store. Saving again is fine."""
         await self._ask("save", {"handle": handle, "chunk": chunk, "sizes": [len(each) for each in layers]}, layers)
 
@@ -182,46 +184,32 @@ class StoreClient:
         await self.close(told["handle"])
         return str(ended["name"])
 
-    async def _ask_of(self, verb: str, asked: dict[str, Any], body: Sequence[bytes]) -> tuple[Any, bytes]:
+    async def _ask_of(self, verb: str, asked: dict[str, Any], body: Sequence[Octets]) -> Answer:
         return await self._ask(verb, {**asked, "sizes": [len(each) for each in body]}, body)
 
-    async def _ask(self, verb: str, asked: dict[str, Any], body: Sequence[bytes] = ()) -> tuple[Any, bytes]:
+    async def _ask(self, verb: str, asked: dict[str, Any], body: Sequence[Octets] = ()) -> Answer:
         self._last_id += 1
-        answer: asyncio.Future[tuple[Any, bytes]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
             pieces = wire.encode({**asked, "id": self._last_id, "verb": verb}, body)
         except wire.FrameError as exc:
             raise StoreError("refused", str(exc)) from exc
         self._waiting[number := self._last_id] = answer
         try:
-            await self._send(pieces)
+            await self._stream.send(pieces)
             return await answer
+        except ConnectionError as exc:
+            raise _lost() from exc
         finally:
             del self._waiting[number]
 
-    async def _send(self, pieces: list[bytes]) -> None:
-        if self._listening.done():
-            raise _lost()
-        self._writer.writelines(pieces)
-        try:
-            await self._writer.drain()
-        except OSError as exc:
-            raise _lost() from exc
+    # What the stream calls
 
-    async def _listen(self) -> None:
-        try:
-            while True:
-                message_bytes, body_bytes = wire.lengths(await self._reader.readexactly(wire.HEAD.size))
-                message = wire.message_of(await self._reader.readexactly(message_bytes))
-                self._answered(message, await self._reader.readexactly(body_bytes))
-        except (OSError, EOFError, wire.FrameError):
-            self._writer.close()
-        finally:
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(_lost())
+    def opened(self, stream: Stream) -> None:
+        """See `Side`."""
 
-    def _answered(self, message: dict[str, Any], body: bytes) -> None:
+    def arrived(self, message: dict[str, Any], body: memoryview[int]) -> None:
+        """See `Side`; what nobody waits for any more is dropped."""
         answer = self._waiting.get(message["id"])
         if answer is None or answer.done():
             return
@@ -230,6 +218,12 @@ class StoreClient:
         else:
             answer.set_exception(StoreError(kind if kind in get_args(Kind) else "broken", str(message.get("message"))))
 
+    def ended(self, why: wire.FrameError | None) -> None:
+        """See `Side`; what is under way fails."""
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(_lost(why))
 
-def _lost() -> StoreError:
-    return StoreError("unreachable", "the connection to the session store was lost")
+
+def _lost(why: wire.FrameError | None = None) -> StoreError:
+    return StoreError("unreachable", f"the connection to the session store was lost{f': {why}' if why else ''}")

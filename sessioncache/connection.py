@@ -10,15 +10,17 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from sessioncache import wire
 from sessioncache.client import StoreError
 from sessioncache.prefixes import Handle
 from sessioncache.problems import ChunkError, TierError
+from sessioncache.stream import Stream
 
 MOST_UNDER_WAY, MOST_HANDLES = 32, 4096
-Answer: TypeAlias = "tuple[Any, Sequence[bytes]]"
+Answer: TypeAlias = "tuple[Any, Sequence[wire.Octets]]"
 
 
 class Handles:
@@ -51,59 +53,66 @@ class Handles:
         self._open = {number: each for number, each in self._open.items() if each.prefix.tenant != tenant}
 
 
-Answering: TypeAlias = Callable[[Handles, dict[str, Any], bytes], Awaitable[Answer]]
+Answering: TypeAlias = "Callable[[Handles, dict[str, Any], memoryview[int]], Awaitable[Answer]]"
 
 
 class Connection:
-    """See the module. `answer` may raise what `sessioncache.problems` and `StoreError` name."""
+    """See the module: a stream's side. `answer` may raise what `sessioncache.problems` and `StoreError` name.
+
+    `admit` is asked once whether to talk to who has connected; `left` is told when nobody is there any more.
+    """
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
         answer: Answering,
         log: Callable[..., None],
+        admit: Callable[[Connection, int], bool],
+        left: Callable[[Connection], None],
     ) -> None:
-        self._reader, self._writer, self._answer, self._log = reader, writer, answer, log
-        self._free = asyncio.Semaphore(MOST_UNDER_WAY)
+        self._answer, self._log, self._admit, self._left = answer, log, admit, left
         self._under_way: set[asyncio.Task[None]] = set()
+        self._stream: Stream | None = None
         self.handles = Handles()
 
-    async def serve(self) -> None:
-        """Answer until the client is gone."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                await self._read(tasks)
-                for task in self._under_way:  # nobody is left to hear what comes of it
-                    task.cancel()
-        finally:
-            self._writer.close()
+    def opened(self, stream: Stream) -> None:
+        """See `Side`; who is not admitted is cut off."""
+        if self._admit(self, _uid(stream.socket())):
+            self._stream = stream
+        else:
+            stream.abort()
 
-    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+    def arrived(self, message: dict[str, Any], body: memoryview[int]) -> None:
+        """See `Side`; reads no more while enough is under way."""
+        if self._stream is None:
+            return
+        self._under_way.add(task := asyncio.create_task(self._answered(self._stream, message, body)))
+        task.add_done_callback(self._done)
+        if len(self._under_way) >= MOST_UNDER_WAY:
+            self._stream.pause()
+
+    def ended(self, why: wire.FrameError | None) -> None:
+        """See `Side`; nobody is left to hear what comes of what is under way."""
+        for task in self._under_way:
+            task.cancel()
+        if why is not None:
+            self._log("store.bad_frame", error=str(why))
+        self._left(self)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._stream is not None and len(self._under_way) == MOST_UNDER_WAY - 1:
+            self._stream.resume()
+
+    async def _answered(self, stream: Stream, message: dict[str, Any], body: memoryview[int]) -> None:
+        told, payload = await self._told(message, body)
         try:
-            while True:
-                await self._free.acquire()
-                message_bytes, body_bytes = wire.lengths(await self._reader.readexactly(wire.HEAD.size))
-                message = wire.message_of(await self._reader.readexactly(message_bytes))
-                body = await self._reader.readexactly(body_bytes)
-                self._under_way.add(task := tasks.create_task(self._answered(message, body)))
-                task.add_done_callback(self._under_way.discard)
+            pieces = wire.encode({**told, "id": message["id"]}, payload)
         except wire.FrameError as exc:
-            self._log("store.bad_frame", error=str(exc))
-        except (OSError, EOFError):
-            return
+            pieces = wire.encode({"id": message["id"], "error": "broken", "message": str(exc)})
+        with suppress(ConnectionError):
+            await stream.send(pieces)
 
-    async def _answered(self, message: dict[str, Any], body: bytes) -> None:
-        try:
-            told, payload = await self._told(message, body)
-            self._writer.writelines(wire.encode({**told, "id": message["id"]}, payload))
-            await self._writer.drain()
-        except OSError:
-            return
-        finally:
-            self._free.release()
-
-    async def _told(self, message: dict[str, Any], body: bytes) -> Answer:
+    async def _told(self, message: dict[str, Any], body: memoryview[int]) -> Answer:
         """Answer one message; what goes wrong becomes the client's StoreError."""
         try:
             told, payload = await self._answer(self.handles, message, body)
@@ -119,8 +128,7 @@ class Connection:
         return {"told": told}, payload
 
 
-def is_ours(writer: asyncio.StreamWriter, uid: int) -> bool:
-    """Whether the process at the other end is our own user's."""
-    peer: socket.socket = writer.get_extra_info("socket")
+def _uid(peer: socket.socket) -> int:
+    """Return whose process is at the other end."""
     packed = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return bool(struct.unpack("3i", packed)[1] == uid)
+    return int(struct.unpack("3i", packed)[1])

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
@@ -29,6 +29,7 @@ from xxhash import xxh3_64_intdigest
 from sessioncache.identity import token_bytes
 from sessioncache.problems import ChunkError
 from sessioncache.vault import SEALED_EXTRA_BYTES, Secrets
+from sessioncache.wire import Octets
 
 MAGIC, VERSION = b"TGKV\r\n\x1a\n", 1
 PREAMBLE = struct.Struct("<8sIIQQ")
@@ -55,48 +56,49 @@ class Chunk:
     header: Header
     bound: bytes
 
-    def range_of(self, frame: int) -> tuple[int, int]:
-        """Return [first, end) of a frame within the chunk's bytes."""
-        ends = list(accumulate(self.header.sizes, initial=len(self.bound)))
-        return ends[frame], ends[frame + 1]
+    def frames(self, stored: Octets) -> list[memoryview[int]]:
+        """Return views of the sealed frames, of the whole chunk's bytes."""
+        whole = memoryview(stored)
+        ends = accumulate(self.header.sizes, initial=len(self.bound))
+        return [whole[start:end] for start, end in pairwise(ends)]
 
-    def open(self, frame: int, sealed: bytes, secrets: Secrets) -> bytes:
+    def open(self, frame: int, sealed: Octets, secrets: Secrets) -> memoryview[int]:
         """Return the payload of a frame; ChunkError when it is not exactly what was stored."""
         checked = secrets.open(sealed, _place(self.bound, frame))
-        (digest,), payload = struct.unpack_from("<Q", checked), checked[8:]
+        (digest,), payload = struct.unpack_from("<Q", checked), memoryview(checked)[8:]
         if xxh3_64_intdigest(payload) != digest:
             raise ChunkError(f"frame {frame} of {self.header.name} differs from what was written into it")
         return payload
 
-    def check_tokens(self, sealed: bytes, tokens: Sequence[int], secrets: Secrets) -> None:
+    def check_tokens(self, sealed: Octets, tokens: Sequence[int], secrets: Secrets) -> None:
         """Compare the stored token ids with those that are wanted; ChunkError when one differs."""
         if self.open(0, sealed, secrets) != token_bytes(tokens):
             raise ChunkError(f"{self.header.name} holds other tokens than its name says")
 
 
-def write(header: Header, tokens: Sequence[int], layers: Sequence[bytes], secrets: Secrets) -> bytes:
+def write(header: Header, tokens: Sequence[int], layers: Sequence[Octets], secrets: Secrets) -> bytes:
     """Return the bytes of a chunk; `header.sizes` is filled in here."""
     payloads = [token_bytes(tokens), *layers]
     sizes = tuple(len(payload) + LEAST_FRAME_BYTES for payload in payloads)
     bound = _head(Header(header.name, header.model, header.codec, header.first, len(tokens), sizes))
     frames = [
-        secrets.seal(xxh3_64_intdigest(payload).to_bytes(8, "little") + payload, _place(bound, frame))
+        secrets.seal(b"".join((_digest(payload), payload)), _place(bound, frame))
         for frame, payload in enumerate(payloads)
     ]
     return b"".join((bound, *frames))
 
 
-def head_bytes(start: bytes) -> int:
+def head_bytes(start: Octets) -> int:
     """Return how many bytes the head of a chunk has that starts so; PREAMBLE.size bytes are enough to know."""
     return PREAMBLE.size + _preamble(start)[0]
 
 
-def read(head: bytes, *, total: int) -> Chunk:
+def read(head: Octets, *, total: int) -> Chunk:
     """Read the head of a chunk of which `total` bytes exist; ChunkError when anything about it is not sound."""
     header_bytes, told_total, digest = _preamble(head)
     if told_total != total:
         raise ChunkError(f"the chunk has {total} bytes instead of {told_total}; it was cut off or mixed up")
-    bound = head[: PREAMBLE.size + header_bytes]
+    bound = bytes(head[: PREAMBLE.size + header_bytes])
     if len(bound) != PREAMBLE.size + header_bytes or xxh3_64_intdigest(bound[PREAMBLE.size :]) != digest:
         raise ChunkError("the header is damaged")
     header = _header(bound[PREAMBLE.size :])
@@ -111,11 +113,15 @@ def _head(header: Header) -> bytes:
     return PREAMBLE.pack(MAGIC, VERSION, len(body), total, xxh3_64_intdigest(body)) + body
 
 
+def _digest(payload: Octets) -> bytes:
+    return xxh3_64_intdigest(payload).to_bytes(8, "little")
+
+
 def _place(bound: bytes, frame: int) -> bytes:
     return bound + frame.to_bytes(4, "little")
 
 
-def _preamble(start: bytes) -> tuple[int, int, int]:
+def _preamble(start: Octets) -> tuple[int, int, int]:
     if len(start) < PREAMBLE.size:
         raise ChunkError(f"{len(start)} bytes are too few for a chunk")
     magic, version, header_bytes, total, digest = PREAMBLE.unpack_from(start)

@@ -96,7 +96,7 @@ class Moves:
             keys = warm.chunks[first : first + AT_ONCE]
             moved = await asyncio.gather(*(shelf.to_cold(key) for key in keys))
             for key, is_moved in zip(keys, moved, strict=True):
-                if not is_moved and await shelf.find(key) is not None:
+                if not is_moved and (await shelf.find([key]))[0] is not None:
                     return  # the cold tier does not take it: try again later
         if self.sessions.warm.get(named) != warm:
             return  # used meanwhile

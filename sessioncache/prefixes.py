@@ -19,9 +19,10 @@ from sessioncache.problems import ChunkError
 from sessioncache.shelf import Place, Shelf
 from sessioncache.tenants import OPERATOR, Tenants, place_of
 from sessioncache.vault import Secrets
+from sessioncache.wire import Octets
 
 Result = TypeVar("Result")
-LOOKED_UP_AT_ONCE = 8
+LOOKED_UP_FIRST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,20 @@ class Prefixes:
     async def leading(self, handle: Handle) -> list[tuple[Place, int]]:
         """Say where the leading chunks are, up to the first that is nowhere."""
         found: list[tuple[Place, int]] = []
-        for first in range(0, len(handle.links), LOOKED_UP_AT_ONCE):
-            several = handle.links[first : first + LOOKED_UP_AT_ONCE]
-            for place in await asyncio.gather(*(self.shelf.find(link.key) for link in several)):
+        keys, several = handle.keys, LOOKED_UP_FIRST
+        while keys[len(found) :]:
+            for place in await self.shelf.find(keys[len(found) : len(found) + several]):
                 if place is None:
                     return found
                 found.append(place)
+            several *= 4  # what begins so is often known to its end
         return found
 
     async def missing(self, handle: Handle) -> list[int]:
         """Return the chunks that are nowhere."""
-        found = await asyncio.gather(*(self.shelf.find(link.key) for link in handle.links))
-        return [number for number, place in enumerate(found) if place is None]
+        return [number for number, place in enumerate(await self.shelf.find(handle.keys)) if place is None]
 
-    async def fetch(self, handle: Handle, number: int, first_layer: int) -> list[bytes]:
+    async def fetch(self, handle: Handle, number: int, first_layer: int) -> list[memoryview[int]]:
         """Return the payloads of a chunk from the fastest tier that has it sound; ChunkError when none has."""
         link = handle.links[number]
         async for place, stored in self.shelf.copies(link.key):
@@ -106,7 +107,7 @@ class Prefixes:
         self.shelf.counts["misses"] += 1
         raise ChunkError(f"no tier has chunk {number} sound")
 
-    async def save(self, handle: Handle, number: int, layers: Sequence[bytes]) -> None:
+    async def save(self, handle: Handle, number: int, layers: Sequence[Octets]) -> None:
         """Seal and store a chunk, unless it is stored; TierError when nothing that lasts takes it."""
         link, prefix = handle.links[number], handle.prefix
         if await self.shelf.is_durable(link.key):
@@ -120,14 +121,13 @@ class Prefixes:
         return await asyncio.get_running_loop().run_in_executor(self.beside, act)
 
 
-def _opened(handle: Handle, number: int, stored: bytes, first_layer: int) -> list[bytes]:
+def _opened(handle: Handle, number: int, stored: bytes, first_layer: int) -> list[memoryview[int]]:
     """Open a chunk's layers; ChunkError when it is not exactly the chunk of this prefix at this place."""
     link, prefix = handle.links[number], handle.prefix
     chunk = container.read(stored, total=len(stored))
     told = (chunk.header.name, chunk.header.model, chunk.header.codec, chunk.header.first, chunk.header.tokens)
     if told != (link.name, prefix.model, prefix.codec, number * CHUNK_TOKENS, CHUNK_TOKENS):
         raise ChunkError(f"{link.name} is another chunk than it should be")
-    spans = [chunk.range_of(frame) for frame in range(len(chunk.header.sizes))]
-    chunk.check_tokens(stored[slice(*spans[0])], handle.tokens(number), link.secrets)
-    wanted = range(first_layer + 1, len(spans))
-    return [chunk.open(frame, stored[slice(*spans[frame])], link.secrets) for frame in wanted]
+    frames = chunk.frames(stored)
+    chunk.check_tokens(frames[0], handle.tokens(number), link.secrets)
+    return [chunk.open(frame, frames[frame], link.secrets) for frame in range(first_layer + 1, len(frames))]

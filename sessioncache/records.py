@@ -8,14 +8,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
+from sessioncache.wire import Octets
+
 MAGIC = b"TGSESS1\n"
 LENGTH = struct.Struct("<I")
 MOST_RECORDS = 1 << 14
 
 
-def joined(records: Sequence[bytes]) -> bytes:
+def joined(records: Sequence[Octets]) -> bytes:
     """Return records as a file."""
-    return MAGIC + b"".join(LENGTH.pack(len(each)) + each for each in records)
+    return MAGIC + b"".join(part for each in records for part in (LENGTH.pack(len(each)), each))
 
 
 def split(file: bytes) -> Iterator[bytes]:

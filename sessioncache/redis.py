@@ -9,7 +9,7 @@ Refuses to know what is stored. redis-py's errors end here, as TierError.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -66,25 +66,29 @@ class RedisTier:
     async def get(self, key: str, first: int = 0, end: int | None = None) -> bytes | None:
         """See `Tier`; only the parts that overlap the range travel."""
         name = self._name(key)
-        about = await self._run(lambda: self._field(name))
+        part = first // PART_BYTES
+        about, *parts = await self._fields(name, [_ABOUT, str(part)])
         if about is None:
             return None
         size = _size_and_time(about)[0]
         last = size if end is None else min(end, size)
-        numbers = range(first // PART_BYTES, -(-last // PART_BYTES))
-        if first >= last or not numbers:
+        if first >= last:
             return b""
-        fields = [str(number) for number in numbers]
-        parts = await self._run(lambda: cast("Awaitable[list[bytes | None]]", self.client.hmget(name, fields)))
-        if any(part is None for part in parts):
+        if more := [str(number) for number in range(part + 1, -(-last // PART_BYTES))]:
+            parts += await self._fields(name, more)
+        if any(each is None for each in parts):
             return None  # expired or replaced between the two commands
-        joined = b"".join(part for part in parts if part is not None)
-        return joined[first - numbers[0] * PART_BYTES : last - numbers[0] * PART_BYTES]
+        joined = b"".join(each for each in parts if each is not None) if more else parts[0]
+        return (joined or b"")[first - part * PART_BYTES : last - part * PART_BYTES]
 
     async def size(self, key: str) -> int | None:
         """See `Tier`."""
-        about = await self._run(lambda: self._field(self._name(key)))
-        return None if about is None else _size_and_time(about)[0]
+        return (await self.sizes([key]))[0]
+
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """See `Tier`; one pipeline."""
+        found = await self._abouts([self._name(key) for key in keys])
+        return [None if about is None else _size_and_time(about)[0] for about in found]
 
     async def delete(self, key: str) -> None:
         """See `Tier`."""
@@ -96,25 +100,20 @@ class RedisTier:
         while True:
             page = partial(self.client.scan, cursor, match=pattern, count=_SCAN_COUNT)
             cursor, names = cast("tuple[int, list[bytes]]", await self._run(page))
-            for entry in await self._about(names):
-                yield entry
+            for name, about in zip(names, await self._abouts(names), strict=True):
+                if about is not None:
+                    yield Entry(name.decode()[len(self.settings.prefix) :], *_size_and_time(about))
             if not cursor:
                 return
 
-    async def _about(self, names: list[bytes]) -> list[Entry]:
+    async def _abouts(self, names: Sequence[bytes | str]) -> list[bytes | None]:
         async with self.client.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hget(name, _ABOUT)
-            found = await self._run(pipe.execute) if names else []
-        skip = len(self.settings.prefix)
-        return [
-            Entry(name.decode()[skip:], *_size_and_time(about))
-            for name, about in zip(names, found, strict=True)
-            if about is not None
-        ]
+            return await self._run(pipe.execute) if names else []
 
-    def _field(self, name: str) -> Awaitable[bytes | None]:
-        return cast("Awaitable[bytes | None]", self.client.hget(name, _ABOUT))
+    async def _fields(self, name: str, fields: list[str]) -> list[bytes | None]:
+        return await self._run(lambda: cast("Awaitable[list[bytes | None]]", self.client.hmget(name, fields)))
 
     def _name(self, key: str) -> str:
         return self.settings.prefix + key

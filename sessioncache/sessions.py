@@ -84,7 +84,7 @@ class Sessions:
     async def show(self, name: str) -> dict[str, Any]:
         """Tell what a session is made of, with the tier of each chunk."""
         tenant, kept = await self.find(name)
-        places = [await self.shelf.find(key) for key in kept.chunks]
+        places = await self.shelf.find(kept.chunks)
         chunks = [{"tier": place[0], "bytes": place[1]} if place else {"tier": None, "bytes": 0} for place in places]
         return {**told(tenant, kept), "summary": kept.summary, "chunks": chunks}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar
@@ -51,19 +51,13 @@ class Shelf:
         """The tiers that outlive this process, fastest first."""
         return {place: tier for place, tier in self.places.items() if place != "memory"}
 
-    async def find(self, key: str) -> tuple[Place, int] | None:
-        """Say where a chunk is, and its size; None when no tier that answers has it."""
-        for place in self.places:
-            if (size := await self._size(place, key)) is not None:
-                return place, size
-        return None
+    async def find(self, keys: Sequence[str]) -> list[tuple[Place, int] | None]:
+        """Say where each chunk is, and its size; None when no tier that answers has it."""
+        return await self._find(list(self.places), keys)
 
     async def is_durable(self, key: str) -> bool:
         """Whether a tier that outlives this process has a chunk."""
-        for place in self.durable:
-            if await self._size(place, key) is not None:
-                return True
-        return False
+        return await self._find(list(self.durable), [key]) != [None]
 
     async def copies(self, key: str) -> AsyncIterator[tuple[Place, bytes]]:
         """Give a chunk's bytes from each tier that has it, fastest first: the caller takes the first sound one."""
@@ -88,7 +82,7 @@ class Shelf:
 
     async def to_cold(self, key: str) -> bool:
         """Have a chunk in the cold tier; False when it could not be written there, or no tier has it."""
-        if await self._size("cold", key) is not None:
+        if await self._find(["cold"], [key]) != [None]:
             return True
         async for place, stored in self.copies(key):
             if place != "cold":
@@ -133,17 +127,30 @@ class Shelf:
         """Whether a tier fails and is left alone."""
         return not self._breakers.get(place, Breaker()).allows(self.now())
 
-    async def _size(self, place: Place, key: str) -> int | None:
-        tier = self.places[place]
+    async def _find(self, places: Sequence[Place], keys: Sequence[str]) -> list[tuple[Place, int] | None]:
+        """Ask each tier for all that no faster one has."""
+        found: dict[str, tuple[Place, int]] = {}
+        for place in places:
+            sizes = await self._sizes(place, [key for key in keys if key not in found])
+            found |= {key: (place, size) for key, size in sizes.items()}
+        return [found.get(key) for key in keys]
+
+    async def _sizes(self, place: Place, keys: list[str]) -> dict[str, int]:
+        """Return the sizes of those chunks that a tier has."""
         if place != "cold":
-            return await self._try(place, lambda: tier.size(key))
-        if self._spoiled.get(key, 0.0) > self.now():
-            return None
-        if (size := self._in_cold.get(key)) is None:
-            size = await self._try(place, lambda: tier.size(key))
-        if size is not None:
+            return await self._asked_sizes(place, keys)
+        now_s = self.now()
+        keys = [key for key in keys if self._spoiled.get(key, 0.0) <= now_s]
+        found = {key: size for key in keys if (size := self._in_cold.get(key)) is not None}
+        found |= await self._asked_sizes(place, [key for key in keys if key not in found])
+        for key, size in found.items():
             self._is_in_cold(key, size)
-        return size
+        return found
+
+    async def _asked_sizes(self, place: Place, keys: list[str]) -> dict[str, int]:
+        tier = self.places[place]
+        sizes = await self._try(place, lambda: tier.sizes(keys)) if keys else []
+        return {key: size for key, size in zip(keys, sizes or (), strict=False) if size is not None}
 
     async def _put(self, place: Place, key: str, stored: bytes) -> bool:
         tier = self.places[place]

@@ -24,8 +24,7 @@ import orjson
 import uvloop
 
 from sessioncache.answers import Answers
-from sessioncache.client import STREAM_BUFFER_BYTES
-from sessioncache.connection import Connection, is_ours
+from sessioncache.connection import Connection
 from sessioncache.ledger import Ledger
 from sessioncache.moves import Moves
 from sessioncache.prefixes import Prefixes
@@ -35,6 +34,7 @@ from sessioncache.s3 import open_s3
 from sessioncache.sessions import Sessions
 from sessioncache.settings import SettingsError, StoreSettings, cold_of, settings_of
 from sessioncache.shelf import Shelf
+from sessioncache.stream import Stream
 from sessioncache.tenants import Tenants, master_of
 from sessioncache.tiers import ColdTier, FolderTier, MemoryTier, Tier
 from sessioncache.transfer import Transfer
@@ -66,7 +66,7 @@ class Store:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         loop.add_reader(0, self._parent_spoke)
-        server = await asyncio.start_unix_server(self._connected, sock=listener, limit=STREAM_BUFFER_BYTES)
+        server = await loop.create_unix_server(lambda: Stream(self._connection()), sock=listener)
         log("store.ready", store=self._settings.store.partition("?")[0], pid=os.getpid())
         moving = asyncio.create_task(self._move())
         await self._ended.wait()
@@ -75,17 +75,19 @@ class Store:
         await asyncio.wait([moving])
         await self._drain()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not is_ours(writer, os.getuid()) or len(self._answers.connections) >= MOST_CONNECTIONS:
-            log("store.refused", connections=len(self._answers.connections))
-            writer.close()
-            return
-        connection = Connection(reader, writer, self._answers.answer, log)
+    def _connection(self) -> Connection:
+        return Connection(self._answers.answer, log, self._admitted, self._left)
+
+    def _admitted(self, connection: Connection, uid: int) -> bool:
+        """Talk to processes of our own user alone, and to so many at once."""
+        if uid != os.getuid() or len(self._answers.connections) >= MOST_CONNECTIONS:
+            log("store.refused", uid=uid, connections=len(self._answers.connections))
+            return False
         self._answers.connections.add(connection.handles)
-        try:
-            await connection.serve()
-        finally:
-            self._answers.connections.discard(connection.handles)
+        return True
+
+    def _left(self, connection: Connection) -> None:
+        self._answers.connections.discard(connection.handles)
 
     async def _move(self) -> None:
         """Move what is due, every few seconds; a tier that fails is asked again at the next look."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, flock
@@ -49,6 +49,10 @@ class Tier(Protocol):
 
     async def size(self, key: str) -> int | None:
         """Return how many bytes are stored under a key; None when it is not there."""
+        ...
+
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """Return what `size` does for each of several keys, in little more than the time of one."""
         ...
 
     async def delete(self, key: str) -> None:
@@ -108,7 +112,12 @@ class MemoryTier:
 
     async def size(self, key: str) -> int | None:
         """See `Tier`."""
-        return None if (found := self._stored.get(key)) is None else len(found[0])
+        return (await self.sizes([key]))[0]
+
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """See `Tier`."""
+        found = map(self._stored.get, keys)
+        return [None if each is None else len(each[0]) for each in found]
 
     async def delete(self, key: str) -> None:
         """See `Tier`."""
@@ -138,7 +147,11 @@ class FolderTier:
 
     async def size(self, key: str) -> int | None:
         """See `Tier`."""
-        return await self._run(lambda: _size(self._path(key)))
+        return (await self.sizes([key]))[0]
+
+    async def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        """See `Tier`."""
+        return await self._run(lambda: [_size(self._path(key)) for key in keys])
 
     async def tagged(self, key: str) -> tuple[bytes, str] | None:
         """See `ColdTier`; the tag is a digest of the bytes."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sessioncache import archive, container
+from sessioncache import archive, container, wire
 from sessioncache.archive import Head
 from sessioncache.client import Prefix, StoreError
 from sessioncache.identity import CHUNK_TOKENS
@@ -18,6 +19,7 @@ from sessioncache.problems import ChunkError, VaultError
 from sessioncache.sessions import SHARED, Sessions
 from sessioncache.tenants import OPERATOR
 from sessioncache.vault import Secrets
+from sessioncache.wire import Octets
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +44,17 @@ class Transfer:
         head = Head(tenant, name, kept.model, codec, tokens, common, dict(kept.summary))
         return await self._handle(head), list(archive.begin(self.prefixes.tenants.master, head))
 
-    async def chunk(self, handle: Handle, number: int, first_records: list[bytes]) -> bytes:
+    async def chunk(self, handle: Handle, number: int, first_records: Sequence[Octets]) -> bytes:
         """Return the record of one chunk."""
         head, secrets = self._opened(first_records)
         layers = await self.prefixes.fetch(handle, number, 0)
         return await asyncio.to_thread(archive.written, head, number, layers, secrets)
 
-    async def take_in(self, first_records: list[bytes]) -> Handle:
+    async def take_in(self, first_records: Sequence[Octets]) -> Handle:
         """Name what a file holds, in the secret that its tenant has here."""
         return await self._handle(self._opened(first_records)[0])
 
-    async def take_chunk(self, handle: Handle, number: int, records: list[bytes]) -> None:
+    async def take_chunk(self, handle: Handle, number: int, records: Sequence[Octets]) -> None:
         """Check and store one chunk; those of the operator's common prompts are left to be computed."""
         *first_records, stored = records
         head, secrets = self._opened(first_records)
@@ -60,7 +62,7 @@ class Transfer:
         if not handle.links[number].key.startswith(SHARED):
             await self.prefixes.save(handle, number, layers)
 
-    async def end(self, handle: Handle, first_records: list[bytes]) -> str:
+    async def end(self, handle: Handle, first_records: Sequence[Octets]) -> str:
         """Note the session whose chunks were taken in."""
         head, _ = self._opened(first_records)
         return await self.sessions.note_as(handle, head.session, head.summary)
@@ -69,7 +71,7 @@ class Transfer:
         common = head.common * CHUNK_TOKENS
         return await self.prefixes.open(Prefix(head.tenant, head.model, head.codec, head.tokens, common))
 
-    def _opened(self, first_records: list[bytes]) -> tuple[Head, Secrets]:
+    def _opened(self, first_records: Sequence[Octets]) -> tuple[Head, Secrets]:
         if len(first_records) != 2:
             raise StoreError("refused", "a session's file begins with two records")
         try:
@@ -82,7 +84,9 @@ class Transfer:
         async for place, stored in self.prefixes.shelf.copies(key):
             try:
                 chunk = container.read(stored, total=len(stored))
-                return chunk.header.codec, array("I", chunk.open(0, stored[slice(*chunk.range_of(0))], secrets))
+                tokens = chunk.open(0, chunk.frames(stored)[0], secrets)
             except ChunkError:
                 await self.prefixes.shelf.spoiled(place, key)
+                continue
+            return chunk.header.codec, wire.tokens_of(tokens)
         return None

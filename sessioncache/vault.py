@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sessioncache.problems import ChunkError, VaultError
+from sessioncache.wire import Octets
 
 KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
 SEALED_EXTRA_BYTES = NONCE_BYTES + TAG_BYTES
@@ -42,12 +43,13 @@ class Secrets:
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._seal.encrypt(nonce, plain, bound)
 
-    def open(self, sealed: bytes, bound: bytes) -> bytes:
+    def open(self, sealed: Octets, bound: bytes) -> bytes:
         """Return what was sealed; ChunkError when a single bit of it, of the key or of `bound` differs."""
         if len(sealed) < SEALED_EXTRA_BYTES:
             raise ChunkError(f"{len(sealed)} bytes are too few to be sealed")
         try:
-            return self._seal.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
+            whole = memoryview(sealed)
+            return self._seal.decrypt(whole[:NONCE_BYTES], whole[NONCE_BYTES:], bound)
         except InvalidTag:
             raise ChunkError("a frame does not open: it was altered, or belongs to another tenant or header") from None
 
@@ -71,11 +73,11 @@ class Master:
         """Make a secret for a tenant; return it wrapped, to be kept."""
         return self._wrap(tenant, os.urandom(KEY_BYTES))
 
-    def rewrap(self, tenant: str, wrapped: bytes) -> bytes:
+    def rewrap(self, tenant: str, wrapped: Octets) -> bytes:
         """Wrap a tenant's secret with the current key; what it protects stays as it is."""
         return self._wrap(tenant, self._unwrap(tenant, wrapped))
 
-    def secrets(self, tenant: str, wrapped: bytes) -> Secrets:
+    def secrets(self, tenant: str, wrapped: Octets) -> Secrets:
         """Open a tenant's wrapped secret; VaultError when it is not this tenant's or its master key is not here."""
         secret = self._unwrap(tenant, wrapped)
         return Secrets(_derived(secret, b"naming"), _derived(secret, b"sessions"), AESGCM(_derived(secret, b"seal")))
@@ -85,7 +87,7 @@ class Master:
         sealed = AESGCM(self.keys[self.current]).encrypt(nonce, secret, _bound(tenant, self.current))
         return orjson.dumps({"key_id": self.current, "nonce": nonce.hex(), "sealed": sealed.hex()})
 
-    def _unwrap(self, tenant: str, wrapped: bytes) -> bytes:
+    def _unwrap(self, tenant: str, wrapped: Octets) -> bytes:
         key_id, nonce, sealed = _parsed(wrapped)
         if key_id not in self.keys:
             raise VaultError(f"the tenant {tenant!r} needs the master key {key_id!r}, which was not given")
@@ -103,7 +105,7 @@ def _bound(tenant: str, key_id: str) -> bytes:
     return orjson.dumps(["tidegate.tenant.1", tenant, key_id])
 
 
-def _parsed(wrapped: bytes) -> tuple[str, bytes, bytes]:
+def _parsed(wrapped: Octets) -> tuple[str, bytes, bytes]:
     try:
         kept: Any = orjson.loads(wrapped)
         key_id, nonce, sealed = kept["key_id"], bytes.fromhex(kept["nonce"]), bytes.fromhex(kept["sealed"])

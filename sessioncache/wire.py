@@ -10,20 +10,21 @@ import struct
 from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
 HEAD = struct.Struct("<II")
 MOST_MESSAGE_BYTES, MOST_BODY_BYTES = 4 << 20, 64 << 20
 MOST_TOKENS = 1 << 20
+Octets: TypeAlias = "bytes | memoryview[int]"  # what is large travels as views of it
 
 
 class FrameError(Exception):
     """Bytes that are no frame of ours; the connection that sent them is of no further use."""
 
 
-def encode(message: dict[str, Any], body: Sequence[bytes] = ()) -> list[bytes]:
+def encode(message: dict[str, Any], body: Sequence[Octets] = ()) -> list[Octets]:
     """Return the pieces of a frame, to be written one after the other: large payloads are not copied."""
     told, length = orjson.dumps(message), sum(map(len, body))
     if len(told) > MOST_MESSAGE_BYTES or length > MOST_BODY_BYTES:
@@ -31,17 +32,19 @@ def encode(message: dict[str, Any], body: Sequence[bytes] = ()) -> list[bytes]:
     return [HEAD.pack(len(told), length) + told, *body]
 
 
-def lengths(head: bytes) -> tuple[int, int]:
+def lengths(head: Octets) -> tuple[int, int]:
     """Return the bytes of the message and of the body that follow a head."""
     message_bytes, body_bytes = HEAD.unpack(head)
     if message_bytes > MOST_MESSAGE_BYTES or body_bytes > MOST_BODY_BYTES:
         raise FrameError(
             f"a message of {message_bytes} with a body of {body_bytes} bytes is more than a frame may hold"
         )
+    if not message_bytes:
+        raise FrameError("a frame without a message is none")
     return message_bytes, body_bytes
 
 
-def message_of(told: bytes) -> dict[str, Any]:
+def message_of(told: Octets) -> dict[str, Any]:
     """Read a message."""
     try:
         message: Any = orjson.loads(told)
@@ -52,15 +55,16 @@ def message_of(told: bytes) -> dict[str, Any]:
     return message
 
 
-def tokens_of(body: bytes) -> array[int]:
+def tokens_of(body: Octets) -> array[int]:
     """Read token ids from a body."""
     if len(body) % 4 or len(body) > 4 * MOST_TOKENS:
         raise FrameError(f"{len(body)} bytes are not at most {MOST_TOKENS} token ids")
-    return array("I", body)
+    (tokens := array("I")).frombytes(body)
+    return tokens
 
 
-def cut(body: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Cut a body into the payloads that it is made of."""
+def cut(body: memoryview[int], sizes: Sequence[int]) -> list[memoryview[int]]:
+    """Cut a body into views of the payloads that it is made of."""
     ends = [0]
     for size in sizes:
         if type(size) is not int or size < 0:

@@ -30,8 +30,7 @@ def opened(stored: bytes) -> Chunk:
 def frames(stored: bytes) -> list[bytes]:
     """Open every frame."""
     chunk = opened(stored)
-    spans = [chunk.range_of(frame) for frame in range(len(chunk.header.sizes))]
-    return [chunk.open(frame, stored[first:end], SECRETS) for frame, (first, end) in enumerate(spans)]
+    return [bytes(chunk.open(number, frame, SECRETS)) for number, frame in enumerate(chunk.frames(stored))]
 
 
 def with_header(change: dict[str, object]) -> bytes:
@@ -55,32 +54,31 @@ def test_a_chunk_comes_back_as_it_was(tokens: list[int], layers: list[bytes]) ->
     assert opened(stored).header == replace(HEADER, tokens=len(tokens), sizes=opened(stored).header.sizes)
 
 
-def test_one_layer_can_be_read_by_its_range_alone() -> None:
+def test_one_layer_can_be_opened_alone() -> None:
     """From the head and the frame's own bytes."""
     chunk = opened(STORED)
-    first, end = chunk.range_of(3)
 
-    assert chunk.open(3, STORED[first:end], SECRETS) == LAYERS[2]
+    assert chunk.open(3, bytes(chunk.frames(STORED)[3]), SECRETS) == LAYERS[2]
 
 
 def test_stored_tokens_are_compared_with_the_wanted_ones() -> None:
     """A name that was given to other tokens is an error before any KV is used."""
     chunk = opened(STORED)
-    first, end = chunk.range_of(0)
+    frame = chunk.frames(STORED)[0]
 
-    chunk.check_tokens(STORED[first:end], TOKENS, SECRETS)
+    chunk.check_tokens(frame, TOKENS, SECRETS)
     with pytest.raises(ChunkError, match="other tokens"):
-        chunk.check_tokens(STORED[first:end], [5, 6, 8], SECRETS)
+        chunk.check_tokens(frame, [5, 6, 8], SECRETS)
 
 
 def test_a_frame_opens_only_in_its_own_place() -> None:
     """Layers that changed places, or came from another chunk, do not open."""
     chunk, other = opened(STORED), opened(write(replace(HEADER, name="ffff"), TOKENS, LAYERS, SECRETS))
-    first, end = chunk.range_of(1)
+    sealed = chunk.frames(STORED)[1]
 
     for reader, frame in ((chunk, 2), (other, 1)):
         with pytest.raises(ChunkError, match="does not open"):
-            reader.open(frame, STORED[first:end], SECRETS)
+            reader.open(frame, sealed, SECRETS)
 
 
 @given(st.integers(0, len(STORED) - 1), st.integers(1, 255))

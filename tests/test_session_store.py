@@ -194,6 +194,21 @@ async def test_asking_wrongly_is_refused(tmp_path: Path) -> None:
                 await client.save(found.handle, 1, LAYERS)
 
 
+async def test_more_calls_at_once_than_are_answered_at_once(tmp_path: Path) -> None:
+    """Wait their turn; large answers come whole while small ones pass."""
+    large = [os.urandom(3 << 20), b"", os.urandom(5)]
+    with store_running(tmp_path) as store:
+        async with client_of(store) as client:
+            found = await client.lookup(prefix(1))
+            await client.save(found.handle, 0, large)
+
+            answers = await asyncio.gather(
+                *(client.fetch(found.handle, 0) for _ in range(20)), *(client.missing(found.handle) for _ in range(100))
+            )
+
+            assert answers == [large] * 20 + [[]] * 100
+
+
 async def test_what_is_no_frame_ends_the_connection(tmp_path: Path) -> None:
     """A length beyond the bound is not waited for."""
     with store_running(tmp_path) as store:

@@ -107,6 +107,15 @@ async def test_putting_again_replaces(tier: Tier) -> None:
     assert await listed(tier) == {"a/x": 5}
 
 
+async def test_several_sizes_are_told_at_once(tier: Tier) -> None:
+    """In the order in which they were asked for, None for what is not there."""
+    await tier.put("a/x", b"0123")
+    await tier.put("a/z", b"0")
+
+    assert await tier.sizes(["a/x", "a/y", "a/z"]) == [4, None, 1]
+    assert await tier.sizes([]) == []
+
+
 async def test_a_tier_tells_how_large_a_value_is(tier: Tier) -> None:
     """Without giving it; None for one that is not there."""
     await tier.put("a/x", b"12345")

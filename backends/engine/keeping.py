@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.engine.fingerprint import fingerprint
+from backends.engine.kvchunk import Payload
 from backends.engine.kvcodec import CHUNK_TOKENS, KvCodec, open_codec
 from backends.engine.native import NativeRunner
 from backends.engine.planning import SessionSettings
@@ -29,7 +30,7 @@ class Kv:
         """Return the payloads of a chunk."""
         return self.codec.encode(self.runner, blocks, chunk * CHUNK_TOKENS)
 
-    def decode(self, chunk: int, layers: Sequence[bytes], blocks: Sequence[int]) -> None:
+    def decode(self, chunk: int, layers: Sequence[Payload], blocks: Sequence[int]) -> None:
         """Write the payloads of a chunk into blocks; ValueError where they are none."""
         self.codec.decode(self.runner, layers, blocks, chunk * CHUNK_TOKENS)
 

@@ -7,7 +7,7 @@ is measured before memory is taken for it, and whatever is no payload of this co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import zstandard
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from backends.engine.native import NativeRunner
 
+Payload: TypeAlias = "bytes | memoryview[int]"
 CHUNK_TOKENS = 256
 RUN_TOKENS = 16
 """Tokens whose K and V lie together, head by head, in every block; see kernels/cpu/ops.h."""
@@ -32,7 +33,7 @@ class KvCodec(Protocol):
         """Return one payload a layer for the 256 tokens from position `first` on, whose first lies in blocks[0]."""
         ...
 
-    def decode(self, runner: NativeRunner, layers: Sequence[bytes], blocks: Sequence[int], first: int) -> None:
+    def decode(self, runner: NativeRunner, layers: Sequence[Payload], blocks: Sequence[int], first: int) -> None:
         """Write such payloads into blocks. ValueError where they are none: the blocks then hold anything."""
         ...
 
@@ -49,7 +50,7 @@ class ExactCodec:
         width = _width(runner)
         return [packer.compress(_apart(layer[table, :, runs], width).data) for layer in runner.cache]
 
-    def decode(self, runner: NativeRunner, layers: Sequence[bytes], blocks: Sequence[int], first: int) -> None:
+    def decode(self, runner: NativeRunner, layers: Sequence[Payload], blocks: Sequence[int], first: int) -> None:
         """See `KvCodec`."""
         table, runs = places(runner, blocks, first)
         check_count(runner, layers)
@@ -75,13 +76,13 @@ def places(runner: NativeRunner, blocks: Sequence[int], first: int) -> tuple[NDA
     return table, positions % runner.block_tokens // RUN_TOKENS
 
 
-def check_count(runner: NativeRunner, layers: Sequence[bytes]) -> None:
+def check_count(runner: NativeRunner, layers: Sequence[Payload]) -> None:
     """Refuse the payloads of a model with another number of layers."""
     if len(layers) != runner.spec.layers:
         raise ValueError(f"{len(layers)} payloads are not those of a model of {runner.spec.layers} layers")
 
 
-def unpacked(unpacker: zstandard.ZstdDecompressor, payload: bytes, least: int, most: int) -> bytes:
+def unpacked(unpacker: zstandard.ZstdDecompressor, payload: Payload, least: int, most: int) -> bytes:
     """Decompress a zstd frame of `least` to `most` bytes; what it claims is read before memory is taken."""
     try:
         claimed = zstandard.frame_content_size(payload)

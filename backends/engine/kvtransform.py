@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from backends.engine.kvchunk import CHUNK_TOKENS, check_count, places, unpacked
+from backends.engine.kvchunk import CHUNK_TOKENS, Payload, check_count, places, unpacked
 from backends.engine.kvprofile import VERSION, Profile, Transform
 from backends.engine.native import NativeRunner
 from backends.kernels import cpu
@@ -48,7 +48,7 @@ class TransformCodec:
         rows = zip(out, lengths, self._cuts, strict=True)
         return [_packed(packer, row[:length].data, cuts) for row, length, cuts in rows]
 
-    def decode(self, runner: NativeRunner, layers: Sequence[bytes], blocks: Sequence[int], first: int) -> None:
+    def decode(self, runner: NativeRunner, layers: Sequence[Payload], blocks: Sequence[int], first: int) -> None:
         """See `KvCodec`."""
         table, runs = places(runner, blocks, first)
         check_count(runner, layers)

@@ -135,7 +135,7 @@ class Restorer:
     async def _fill(self, client: StoreClient, found: Found, loan: Loan, fetched: Fetched) -> None:
         """Decode the chunks of a loan in order, while the next ones come."""
         chunks = deque(range(loan.start // CHUNK_TOKENS, loan.end // CHUNK_TOKENS))
-        coming: deque[asyncio.Task[list[bytes]]] = deque()
+        coming: deque[asyncio.Task[list[memoryview[int]]]] = deque()
         try:
             while chunks or coming:
                 while chunks and len(coming) < WINDOW:
@@ -149,14 +149,14 @@ class Restorer:
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
 
-    async def _fetch(self, client: StoreClient, found: Found, chunk: int) -> list[bytes]:
+    async def _fetch(self, client: StoreClient, found: Found, chunk: int) -> list[memoryview[int]]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         layers = await client.fetch(found.handle, chunk)
         self._rates.learn_fetch(found.tiers[chunk], sum(map(len, layers)), loop.time() - began)
         return layers
 
-    async def _decode(self, loan: Loan, number: int, layers: list[bytes]) -> None:
+    async def _decode(self, loan: Loan, number: int, layers: list[memoryview[int]]) -> None:
         per_chunk = CHUNK_TOKENS // self._kv.runner.block_tokens
         blocks = loan.blocks[number * per_chunk : (number + 1) * per_chunk]
         loop = asyncio.get_running_loop()
