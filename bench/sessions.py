@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import llamacpp
@@ -55,6 +56,11 @@ class Place:
     name: str
     settings: str
     is_kept: bool = True  # over a restart of everything
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The tiers under which chunks are shown that lie here: what memory holds is in Redis too by then."""
+        return ("memory", "redis") if self.tier == "redis" else (self.tier,)
 
 
 @dataclass(slots=True)
@@ -97,16 +103,26 @@ async def gateway(folder: Path, place: Place) -> AsyncIterator[tuple[Served, aio
         yield served, http
 
 
-async def stored(http: aiohttp.ClientSession, served: Served, folder: Path, *, tier: str, chunks: int) -> None:
-    """Wait until a tier holds so many chunks."""
-    headers = {"authorization": f"Bearer {(folder / 'run' / 'admin-token').read_text().strip()}"}
+async def stored(http: aiohttp.ClientSession, served: Served, folder: Path, *, place: Place, chunks: int) -> None:
+    """Wait until so many chunks lie where they are to be restored from."""
+    token = (folder / "run" / "admin-token").read_text().strip()
+    seen: list[str] = []
     for _ in range(3000):
-        async with http.get(f"{served.admin}/admin/status", headers=headers) as answer:
-            told = (await answer.json()).get("sessions") or {}
-        if told.get("tiers", {}).get(tier, {}).get("chunks", 0) >= chunks:
+        told = await asked(http, f"{served.admin}/admin/sessions", token)
+        shown = [
+            await asked(http, f"{served.admin}/admin/sessions/{one['session']}", token) for one in told["sessions"]
+        ]
+        seen = [str(chunk["tier"]) for one in shown for chunk in one["chunks"]]
+        if sum(tier in place.shown for tier in seen) >= chunks:
             return
-        await asyncio.sleep(0.02)
-    sys.exit(f"bench: {tier} does not hold {chunks} chunks after a minute: {told}")
+        await asyncio.sleep(0.05)
+    sys.exit(f"bench: {chunks} chunks should lie in {place.name}, but there are {seen}")
+
+
+async def asked(http: aiohttp.ClientSession, url: str, token: str) -> dict[str, Any]:
+    """Ask the admin port."""
+    async with http.get(url, headers={"authorization": f"Bearer {token}"}) as answer:
+        return dict(orjson.loads(await answer.read()))
 
 
 async def kill_worker(http: aiohttp.ClientSession, served: Served) -> None:
@@ -133,7 +149,7 @@ async def restored_ms(place: Place, length: int, nth: int) -> float:
         folder = Path(name)
         async with gateway(folder, place) as (served, http):
             await first_token_ms(http, served.base, prompt[:length], f"s{length}")
-            await stored(http, served, folder, tier=place.tier, chunks=length // 256)
+            await stored(http, served, folder, place=place, chunks=length // 256)
             if not place.is_kept:
                 await kill_worker(http, served)
                 return checked(*await first_token_ms(http, served.base, prompt, f"s{length}"), place, length)
