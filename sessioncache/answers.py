@@ -63,12 +63,12 @@ class Answers:
     async def _missing(self, handles: Handles, message: dict[str, Any], _: memoryview[int]) -> Answer:
         handle = handles.get(message["handle"])
         nowhere = await self.prefixes.missing(handle)
-        return {"chunks": [each for each in nowhere if self.sessions.may_save(handle.keys[each])]}, ()
+        return {"chunks": [each for each in nowhere if self.sessions.erasing.may_save(handle.keys[each])]}, ()
 
     async def _save(self, handles: Handles, message: dict[str, Any], body: memoryview[int]) -> Answer:
         handle = handles.get(message["handle"])
         number = _chunk(handle, message)
-        if not self.sessions.may_save(handle.links[number].key):
+        if not self.sessions.erasing.may_save(handle.links[number].key):
             raise StoreError("refused", "the chunk belonged to a session that was erased just now")
         await self.prefixes.save(handle, number, wire.cut(body, message["sizes"]))
         return None, ()

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from sessioncache import manifest as manifests
 from sessioncache.manifest import Manifest
 from sessioncache.problems import ChunkError, TierError
+from sessioncache.several import each_of
 from sessioncache.tenants import Tenants, place_of
 from sessioncache.tiers import ColdTier
 
-TRIES = 20
+TRIES, READ_AT_ONCE = 20, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,21 @@ class Ledger:
 
     async def all_of(self, tenant: str, *, strictly: bool = False) -> AsyncIterator[Manifest]:
         """List a tenant's manifests, tombstones too; one that is not readable is left out, or a ChunkError."""
-        async for entry in self.cold.entries(f"sessions/{place_of(tenant)}/"):
+
+        async def kept_as(session: str) -> Manifest | None:
             try:
-                found = await self.read(tenant, entry.key.rpartition("/")[2])
+                return await self.read(tenant, session)
             except ChunkError:
                 if strictly:
                     raise
-                continue
-            if found is not None:
-                yield found
+                return None
+
+        entries = self.cold.entries(f"sessions/{place_of(tenant)}/")
+        sessions = [entry.key.rpartition("/")[2] async for entry in entries]
+        for first in range(0, len(sessions), READ_AT_ONCE):
+            for found in await each_of(kept_as, sessions[first : first + READ_AT_ONCE]):
+                if found is not None:
+                    yield found
 
     async def forget(self, tenant: str, session: str) -> None:
         """Delete a manifest."""

@@ -26,7 +26,7 @@ MOST_LEFT = 4096
 class Manifest:
     """A session as its last writer left it. `fence` is the highest fencing token that has written.
 
-    left     chunks that were the session's once and are still to be swept
+    left     chunks that were the session's once and are still to be swept; in a tombstone, all that are to be deleted
     summary  what the writer tells of the session to whoever asks; an object of JSON
     """
 
@@ -46,6 +46,11 @@ class Manifest:
     def is_erased(self) -> bool:
         """Whether this is a tombstone."""
         return self.erased_s is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of it but its tombstone."""
+        return self.is_erased and not self.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,9 @@ def touched(now: Manifest, used_s: float) -> Manifest:
 
 
 def erased(now: Manifest, erased_s: float) -> Manifest:
-    """Return the tombstone of a session."""
-    return replace(now, version=now.version + 1, chunks=(), tokens=0, erased_s=erased_s, left=(), summary={})
+    """Return the tombstone of a session, which says what is to be deleted."""
+    left = tuple(sorted({*now.chunks, *now.left}))
+    return replace(now, version=now.version + 1, chunks=(), tokens=0, erased_s=erased_s, left=left, summary={})
 
 
 def is_cold(manifest: Manifest, now_s: float, cold_after_s: float) -> bool:

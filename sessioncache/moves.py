@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from sessioncache.erasing import SHARED
 from sessioncache.problems import ChunkError, VaultError
-from sessioncache.sessions import SHARED, Sessions, Warm
+from sessioncache.sessions import Sessions, Warm
 from sessioncache.settings import StoreSettings
 from sessioncache.tenants import place_of
 
@@ -111,11 +112,13 @@ class Moves:
         wall = self.sessions.wall()
         try:
             for kept in [each async for each in self.sessions.ledger.all_of(tenant, strictly=True)]:
-                if kept.is_erased and wall - (kept.erased_s or 0.0) > self.settings.tombstone_s:
+                if kept.is_erased and kept.left:
+                    self.sessions.erasing.unfinished.add((tenant, kept.session))
+                elif kept.is_erased and wall - (kept.erased_s or 0.0) > self.settings.tombstone_s:
                     await self.sessions.ledger.forget(tenant, kept.session)
                     counts["tombstones"] += 1
                 elif not kept.is_erased and wall - kept.used_s > self.settings.ttl_s:
-                    await self.sessions.erase_of(tenant, kept)
+                    await self.sessions.erase_of(tenant, kept.session)
                     await self.sessions.ledger.forget(tenant, kept.session)  # its client may come back
                     counts["sessions"] += 1
                 else:

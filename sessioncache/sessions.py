@@ -5,23 +5,19 @@ Refuses to know payloads, sockets and when things move.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sessioncache.client import StoreError
+from sessioncache.erasing import Erasing
 from sessioncache.identity import CHUNK_TOKENS, session_name
 from sessioncache.ledger import Ledger
-from sessioncache.manifest import Manifest, erased, moved_on
+from sessioncache.manifest import Manifest, moved_on
 from sessioncache.prefixes import Handle
-from sessioncache.problems import ChunkError, TierError
+from sessioncache.problems import ChunkError
+from sessioncache.several import each_of
 from sessioncache.shelf import Shelf
-from sessioncache.tenants import OPERATOR, place_of
-
-LATE_S = 900.0  # a chunk of an erased session is not taken back for so long: longer than any worker holds one back
-MOST_RECENT = 1 << 18
-SHARED = f"chunks/{place_of(OPERATOR)}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +37,10 @@ class Sessions:
 
     shelf: Shelf
     ledger: Ledger
+    erasing: Erasing
     wall: Callable[[], float]
     now: Callable[[], float]
     warm: dict[tuple[str, str], Warm] = field(default_factory=dict)
-    _erased: OrderedDict[str, float] = field(default_factory=OrderedDict)
 
     async def note(self, handle: Handle, given: str, summary: Mapping[str, Any]) -> str:
         """Say what a session is made of now; StoreError "refused" for an erased one, whose chunks go at once."""
@@ -55,29 +51,29 @@ class Sessions:
         tenant = handle.prefix.tenant
         kept = await self.ledger.change(tenant, name, lambda now: self._noted(now, name, handle, summary))
         if kept is None or kept.is_erased:
-            await self._erase_chunks(tenant, [key for key in handle.keys if not key.startswith(SHARED)])
+            await self.erasing.chunks(tenant, handle.keys)
             raise StoreError("refused", f"the session {name} was erased")
         self.warm[tenant, name] = Warm(kept.chunks, self.now())
         return name
 
-    def may_save(self, key: str) -> bool:
-        """Whether a chunk may be stored: not if it belonged to a session that was erased just now."""
-        return self.now() - self._erased.get(key, -LATE_S) >= LATE_S
-
     async def listed(self, tenant: str | None) -> list[dict[str, Any]]:
         """List sessions, those used last first."""
         tenants = [tenant] if tenant is not None else await self.ledger.tenants.names()
-        found = [told(each, kept) for each in tenants async for kept in self.ledger.all_of(each) if not kept.is_erased]
+        found = [told(each, kept) for each in tenants async for kept in self.ledger.all_of(each) if not kept.is_gone]
         return sorted(found, key=lambda each: -each["used_s"])
 
     async def find(self, name: str) -> tuple[str, Manifest]:
         """Find a session by its name, whoever's it is; StoreError "miss" when there is none."""
-        for tenant in await self.ledger.tenants.names():
+
+        async def kept_by(tenant: str) -> Manifest | None:
             try:
-                kept = await self.ledger.read(tenant, name)
+                return await self.ledger.read(tenant, name)
             except ChunkError:
-                continue
-            if kept is not None and not kept.is_erased:
+                return None
+
+        tenants = await self.ledger.tenants.names()
+        for tenant, kept in zip(tenants, await each_of(kept_by, tenants), strict=True):
+            if kept is not None and not kept.is_gone:
                 return tenant, kept
         raise StoreError("miss", f"there is no session {name}")
 
@@ -95,49 +91,19 @@ class Sessions:
 
     async def erase(self, name: str) -> int:
         """Erase a session from all tiers, leaving a tombstone; return how many chunks were deleted."""
-        tenant, kept = await self.find(name)
-        return await self.erase_of(tenant, kept)
+        tenant, _ = await self.find(name)
+        return await self.erase_of(tenant, name)
 
-    async def erase_of(self, tenant: str, kept: Manifest) -> int:
-        """Erase a session: first its name refuses writes, then its chunks go that no other session has."""
-        wall = self.wall()
-        gone: set[str] = {*kept.chunks, *kept.left}
-
-        def bury(now: Manifest | None) -> Manifest | None:
-            if now is None or now.is_erased:
-                return None
-            gone.update(now.chunks, now.left)
-            return erased(now, wall)
-
-        await self.ledger.change(tenant, kept.session, bury)
-        self.warm.pop((tenant, kept.session), None)
-        return await self._erase_chunks(tenant, [key for key in gone if not key.startswith(SHARED)])
+    async def erase_of(self, tenant: str, name: str) -> int:
+        """Do as `erase` does, for a session whose tenant is known."""
+        self.warm.pop((tenant, name), None)
+        return await self.erasing.session(tenant, name)
 
     async def erase_tenant(self, tenant: str) -> int:
-        """Erase a tenant: its secret first, so that no copy of anything can be read, then all that it sealed."""
-        await self.ledger.tenants.erase(tenant)
+        """Erase a tenant with all that it has; return how many things were deleted."""
         for owned in [each for each in self.warm if each[0] == tenant]:
             del self.warm[owned]
-        count = 0
-        for prefix in (f"chunks/{place_of(tenant)}/", f"sessions/{place_of(tenant)}/"):
-            for tier in self.shelf.places.values():
-                for key in [entry.key async for entry in tier.entries(prefix)]:
-                    await self.shelf.erase(key)
-                    count += 1
-                if [entry.key async for entry in tier.entries(prefix)]:
-                    raise TierError(f"{tenant!r} still has something stored after it was erased; erase it again")
-        return count
-
-    async def _erase_chunks(self, tenant: str, keys: list[str]) -> int:
-        live = {key async for kept in self.ledger.all_of(tenant) for key in kept.chunks}
-        gone = [key for key in keys if key not in live]
-        for key in gone:
-            self._erased[key] = self.now()
-            if len(self._erased) > MOST_RECENT:
-                self._erased.popitem(last=False)
-        for key in gone:
-            await self.shelf.erase(key)
-        return len(gone)
+        return await self.erasing.tenant(tenant)
 
     def _noted(self, now: Manifest | None, name: str, handle: Handle, summary: Mapping[str, Any]) -> Manifest | None:
         wall, keys = self.wall(), handle.keys
@@ -149,4 +115,7 @@ class Sessions:
 def told(tenant: str, kept: Manifest) -> dict[str, Any]:
     """Return what the list says of a session."""
     said = {key: value for key, value in asdict(kept).items() if key in {"session", "model", "tokens", "used_s"}}
-    return {"tenant": tenant, **said, "created_s": kept.created_s, "stored_tokens": len(kept.chunks) * CHUNK_TOKENS}
+    stored_tokens = len(kept.chunks) * CHUNK_TOKENS
+    return {"tenant": tenant, **said, "created_s": kept.created_s, "stored_tokens": stored_tokens} | (
+        {"erasing_chunks": len(kept.left)} if kept.is_erased else {}
+    )

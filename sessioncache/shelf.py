@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from sessioncache.breaker import Breaker
 from sessioncache.problems import TierError
+from sessioncache.several import each_of
 from sessioncache.tiers import ColdTier, MemoryTier, Tier
 
 Result = TypeVar("Result")
@@ -108,10 +109,13 @@ class Shelf:
     async def erase(self, key: str) -> None:
         """Delete a chunk from every tier and look that it is gone; TierError when that cannot be said."""
         self._in_cold.pop(key, None)
-        for tier in self.places.values():
+
+        async def gone_from(tier: Tier) -> None:
             await tier.delete(key)
             if await tier.size(key) is not None:
                 raise TierError(f"{key} is still there after it was deleted")
+
+        await each_of(gone_from, self.places.values())
 
     def forget(self, key: str) -> None:
         """Believe no longer that the cold tier has a chunk."""

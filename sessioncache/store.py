@@ -25,6 +25,7 @@ import uvloop
 
 from sessioncache.answers import Answers
 from sessioncache.connection import Connection
+from sessioncache.erasing import Erasing
 from sessioncache.ledger import Ledger
 from sessioncache.moves import Moves
 from sessioncache.prefixes import Prefixes
@@ -55,7 +56,9 @@ class Store:
 
     def __init__(self, settings: StoreSettings, tenants: Tenants, shelf: Shelf, beside: ThreadPoolExecutor) -> None:
         self._settings, self._tenants = settings, tenants
-        sessions = Sessions(shelf, Ledger(shelf.cold, tenants), time.time, time.monotonic)
+        ledger = Ledger(shelf.cold, tenants)
+        erasing = Erasing(shelf, ledger, time.time, time.monotonic)
+        sessions = Sessions(shelf, ledger, erasing, time.time, time.monotonic)
         self._moves = Moves(sessions, settings)
         prefixes = Prefixes(shelf, tenants, beside)
         self._answers = Answers(prefixes, sessions, self._moves, Transfer(prefixes, sessions))
@@ -96,6 +99,7 @@ class Store:
         collected_s = time.monotonic()
         while True:
             await asyncio.sleep(min(LOOK_EVERY_S, self._settings.cold_after_s / 4))
+            await self._pass("erase", self._moves.sessions.erasing.go_on)
             await self._pass("demote", self._moves.demote)
             if time.monotonic() - collected_s >= self._settings.gc_every_s:
                 collected_s = time.monotonic()

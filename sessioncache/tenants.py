@@ -21,6 +21,7 @@ import orjson
 
 from sessioncache.problems import TierError, VaultError
 from sessioncache.settings import StoreSettings
+from sessioncache.several import each_of
 from sessioncache.tiers import ColdTier
 from sessioncache.vault import KEY_BYTES, Master, Secrets
 
@@ -58,7 +59,7 @@ class Tenants:
 
     async def names(self) -> list[str]:
         """List the tenants that have a secret, the operator's among them."""
-        kept = [await self.cold.get(entry.key) async for entry in self.cold.entries("keys/")]
+        kept = await each_of(self.cold.get, [entry.key async for entry in self.cold.entries("keys/")])
         return sorted(_record(each)[0] for each in kept if each is not None)
 
     async def erase(self, tenant: str) -> None:

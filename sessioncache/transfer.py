@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from sessioncache import archive, container, wire
 from sessioncache.archive import Head
 from sessioncache.client import Prefix, StoreError
+from sessioncache.erasing import SHARED
 from sessioncache.identity import CHUNK_TOKENS
 from sessioncache.prefixes import Handle, Prefixes
 from sessioncache.problems import ChunkError, VaultError
-from sessioncache.sessions import SHARED, Sessions
+from sessioncache.sessions import Sessions
 from sessioncache.tenants import OPERATOR
 from sessioncache.vault import Secrets
 from sessioncache.wire import Octets

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sessioncache.breaker import FAILURES, REST_S, Breaker
+from sessioncache.erasing import Erasing
 from sessioncache.ledger import Ledger
 from sessioncache.moves import JUMP_S, Moves, due, has_jumped
 from sessioncache.problems import VaultError
@@ -94,7 +95,9 @@ async def test_chunks_of_nobody_are_swept_after_a_while(tmp_path: Path) -> None:
     cold = FolderTier(tmp_path)
     tenants = Tenants(Master({"1": b"\x11" * 32}, "1"), cold, now=lambda: 0.0)
     shelf = Shelf(MemoryTier(1 << 20, lambda: 0.0), None, cold, lambda: 0.0, Counter())
-    sessions = Sessions(shelf, Ledger(cold, tenants), lambda: wall[0], lambda: 0.0)
+    ledger = Ledger(cold, tenants)
+    erasing = Erasing(shelf, ledger, lambda: wall[0], lambda: 0.0)
+    sessions = Sessions(shelf, ledger, erasing, lambda: wall[0], lambda: 0.0)
     moves = Moves(sessions, StoreSettings("file:/x", "/x"))
     await cold.put("chunks/nobody/a", b"x")
 
