@@ -15,6 +15,7 @@ from sessioncache.connection import Answer, Handles
 from sessioncache.moves import Moves
 from sessioncache.prefixes import Handle, Prefixes
 from sessioncache.sessions import Sessions
+from sessioncache.shelf import Shelf
 from sessioncache.transfer import Transfer
 
 MOST_SUMMARY_BYTES = 256 << 10
@@ -128,20 +129,27 @@ class Answers:
         return {"name": await self.transfer.end(handle, wire.cut(body, message["sizes"]))}, ()
 
     async def _stats(self, _: Handles, __: dict[str, Any], ___: memoryview[int]) -> Answer:
-        shelf = self.prefixes.shelf
-        memory = {
-            "bytes": shelf.memory.held_bytes,
-            "most_bytes": shelf.memory.most_bytes,
-            "dropped": shelf.memory.dropped,
-        }
-        resting = [place for place in shelf.durable if shelf.is_resting(place)]
+        shelf, sessions = self.prefixes.shelf, self.sessions
         return {
-            "memory": {**memory, "chunks": shelf.memory.count},
+            "tiers": _tiers(shelf),
             "counts": dict(shelf.counts),
-            "resting": resting,
-            "sessions_warm": len(self.sessions.warm),
+            "sessions_warm": len(sessions.warm),
+            "notes_waiting": len(sessions.waiting),
+            "erasures_waiting": len(sessions.erasing.unfinished),
             "demoted": self.moves.demoted,
         }, ()
+
+
+def _tiers(shelf: Shelf) -> dict[str, Any]:
+    """Tell of each tier what it holds; of those that last, as they were listed last and changed by us since."""
+    memory = shelf.memory
+    told: dict[str, Any] = {"memory": {"chunks": memory.count, "bytes": memory.held_bytes}}
+    told["memory"] |= {"most_bytes": memory.most_bytes, "dropped": memory.dropped}
+    for place in shelf.durable:
+        held = shelf.held.get(place)
+        told[place] = {"chunks": held and held.chunks, "bytes": held and held.bytes}
+        told[place]["failing"] = shelf.is_failing(place)
+    return told
 
 
 def _chunk(handle: Handle, message: dict[str, Any]) -> int:

@@ -66,15 +66,15 @@ class Moves:
         for named in due(self.sessions.warm, now_s, after_s, is_pressed=is_pressed):
             if (warm := self.sessions.warm.get(named)) is not None:
                 await self._demote(named, warm)
-        if self.sessions.shelf.is_resting("redis"):
-            await self.rescue()
 
-    async def rescue(self) -> None:
-        """Write to the cold tier what is in memory and in no tier that lasts: Redis may have lost it."""
+    async def keep(self) -> None:
+        """Write early to the cold tier what nothing else that lasts has, now that Redis fails or has lost it."""
         shelf = self.sessions.shelf
-        for key in [entry.key async for entry in shelf.memory.entries("chunks/")]:
-            if not await shelf.is_durable(key):
-                await shelf.to_cold(key)
+        has_forgotten = await shelf.has_redis_forgotten()
+        if has_forgotten:
+            shelf.counts["forgotten.redis"] += 1
+        if has_forgotten or shelf.is_failing("redis"):
+            await shelf.rescue()
 
     async def collect(self, grace_s: float = GRACE_S) -> dict[str, int]:
         """Delete sessions idle for longer than `ttl`, old tombstones, and chunks that no session has for `grace_s`."""
@@ -89,6 +89,7 @@ class Moves:
         if skipped:
             skipped.add(SHARED.split("/")[1])  # a tenant that cannot be read may hold chunks of the common prompts
         await self._sweep(live, skipped, grace_s, counts)
+        await self.sessions.shelf.survey()
         return counts
 
     async def _demote(self, named: Named, warm: Warm) -> None:

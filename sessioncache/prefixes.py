@@ -36,11 +36,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A prefix whose chunks are named."""
+    """A prefix whose chunks are named; it was looked up at `seen_s`, by a clock that never jumps."""
 
     prefix: Prefix
     links: tuple[Link, ...]
     secrets: Secrets
+    seen_s: float
 
     @property
     def keys(self) -> list[str]:
@@ -62,6 +63,7 @@ class Prefixes:
 
     async def open(self, prefix: Prefix) -> Handle:
         """Name the chunks of a prefix."""
+        seen_s = self.shelf.now()
         secrets = await self.tenants.secrets(prefix.tenant)
         own = Scope(secrets.naming, prefix.model, prefix.codec)
         shared = prefix.common_tokens // CHUNK_TOKENS
@@ -73,7 +75,7 @@ class Prefixes:
             Link(f"chunks/{places[number >= shared]}/{name}", name, operator if number < shared else secrets)
             for number, name in enumerate(found)
         ]
-        return Handle(prefix, tuple(links), secrets)
+        return Handle(prefix, tuple(links), secrets, seen_s)
 
     async def leading(self, handle: Handle) -> list[tuple[Place, int]]:
         """Say where the leading chunks are, up to the first that is nowhere."""

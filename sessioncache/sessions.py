@@ -6,6 +6,7 @@ Refuses to know payloads, sockets and when things move.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from sessioncache.identity import CHUNK_TOKENS, session_name
 from sessioncache.ledger import Ledger
 from sessioncache.manifest import Manifest, moved_on
 from sessioncache.prefixes import Handle
-from sessioncache.problems import ChunkError
+from sessioncache.problems import ChunkError, TierError, VaultError
 from sessioncache.several import each_of
 from sessioncache.shelf import Shelf
+
+MOST_WAITING = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,32 @@ class Warm:
     used_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is said of a session, by whom looked at `seen_s` and said it at `used_s` (both the time of day)."""
+
+    handle: Handle
+    name: str
+    summary: dict[str, Any]
+    seen_s: float
+    used_s: float
+
+    def on(self, now: Manifest | None) -> Manifest | None:
+        """Return a session's manifest with this note; None for one that was erased."""
+        prefix = self.handle.prefix
+        now = now or Manifest(self.name, prefix.model, created_s=self.used_s)
+        then = moved_on(now, self.handle.keys, len(prefix.tokens), seen_s=self.seen_s, used_s=self.used_s)
+        is_late = then is not None and then.chunks != tuple(self.handle.keys)
+        return then if then is None or is_late else replace(then, model=prefix.model, summary=self.summary)
+
+
 @dataclass(slots=True)
 class Sessions:
     """What is said of sessions. `wall` is the time of day, for what is kept; `now` never jumps, for how long ago.
 
-    `warm` holds (tenant, session) -> its chunks and when it was last used, by `now`: what may have to move.
+    `warm` holds (tenant, session) -> its chunks and when it was last used, by `now`: what may have to move. `waiting`
+    holds the notes that the cold tier does not take now; they are lost with this process, and nothing else is then:
+    a prompt's chunks are found without a note, until they are swept.
     """
 
     shelf: Shelf
@@ -41,6 +65,7 @@ class Sessions:
     wall: Callable[[], float]
     now: Callable[[], float]
     warm: dict[tuple[str, str], Warm] = field(default_factory=dict)
+    waiting: dict[tuple[str, str], Note] = field(default_factory=dict)
 
     async def note(self, handle: Handle, given: str, summary: Mapping[str, Any]) -> str:
         """Say what a session is made of now; StoreError "refused" for an erased one, whose chunks go at once."""
@@ -48,13 +73,35 @@ class Sessions:
 
     async def note_as(self, handle: Handle, name: str, summary: Mapping[str, Any]) -> str:
         """Do as `note` does, for a session whose name is known."""
+        wall = self.wall()
+        note = Note(handle, name, dict(summary), wall - (self.now() - handle.seen_s), wall)
         tenant = handle.prefix.tenant
-        kept = await self.ledger.change(tenant, name, lambda now: self._noted(now, name, handle, summary))
-        if kept is None or kept.is_erased:
-            await self.erasing.chunks(tenant, handle.keys)
-            raise StoreError("refused", f"the session {name} was erased")
-        self.warm[tenant, name] = Warm(kept.chunks, self.now())
+        try:
+            await self._write(note)
+        except TierError:
+            if (tenant, name) not in self.waiting and len(self.waiting) >= MOST_WAITING:
+                raise
+            self.waiting[tenant, name] = note
+            self.warm[tenant, name] = Warm(tuple(handle.keys), self.now())
+        else:
+            self.waiting.pop((tenant, name), None)
         return name
+
+    async def write_waiting(self) -> None:
+        """Write the notes that the cold tier did not take when they came."""
+        for named, note in list(self.waiting.items()):
+            with suppress(StoreError, ChunkError, VaultError):  # it was erased, or cannot be read any more
+                await self._write(note)
+            if self.waiting.get(named) is note:
+                del self.waiting[named]
+
+    async def _write(self, note: Note) -> None:
+        tenant = note.handle.prefix.tenant
+        kept = await self.ledger.change(tenant, note.name, note.on)
+        if kept is None or kept.is_erased:
+            await self.erasing.chunks(tenant, note.handle.keys)
+            raise StoreError("refused", f"the session {note.name} was erased")
+        self.warm[tenant, note.name] = Warm(kept.chunks, self.now())
 
     async def listed(self, tenant: str | None) -> list[dict[str, Any]]:
         """List sessions, those used last first."""
@@ -97,19 +144,15 @@ class Sessions:
     async def erase_of(self, tenant: str, name: str) -> int:
         """Do as `erase` does, for a session whose tenant is known."""
         self.warm.pop((tenant, name), None)
+        self.waiting.pop((tenant, name), None)
         return await self.erasing.session(tenant, name)
 
     async def erase_tenant(self, tenant: str) -> int:
         """Erase a tenant with all that it has; return how many things were deleted."""
-        for owned in [each for each in self.warm if each[0] == tenant]:
-            del self.warm[owned]
+        for held in (self.warm, self.waiting):
+            for owned in [each for each in held if each[0] == tenant]:
+                del held[owned]
         return await self.erasing.tenant(tenant)
-
-    def _noted(self, now: Manifest | None, name: str, handle: Handle, summary: Mapping[str, Any]) -> Manifest | None:
-        wall, keys = self.wall(), handle.keys
-        now = now or Manifest(name, handle.prefix.model, created_s=wall)
-        then = moved_on(now, now, keys, len(handle.prefix.tokens), fence=now.fence, used_s=wall)
-        return None if then is None else replace(then, model=handle.prefix.model, summary=dict(summary))
 
 
 def told(tenant: str, kept: Manifest) -> dict[str, Any]:

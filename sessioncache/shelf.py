@@ -13,9 +13,10 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from secrets import token_hex
 from typing import Literal, TypeAlias, TypeVar
 
-from sessioncache.breaker import Breaker
+from sessioncache.breaker import FAILURES, Breaker
 from sessioncache.problems import TierError
 from sessioncache.several import each_of
 from sessioncache.tiers import ColdTier, MemoryTier, Tier
@@ -27,6 +28,14 @@ MOST_KNOWN = 1 << 18
 DISTRUSTED_S = 60.0  # a cold copy that was not sound is as good as none for so long, and may be written anew
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a tier holds: as it was listed last, and what we have put there since."""
+
+    chunks: int = 0
+    bytes: int = 0
+
+
 @dataclass(slots=True)
 class Shelf:
     """The tiers of one store. `now` never jumps. `redis` is None where there is no warm tier."""
@@ -36,6 +45,10 @@ class Shelf:
     cold: ColdTier
     now: Callable[[], float]
     counts: Counter[str] = field(default_factory=Counter)
+    held: dict[Place, Held] = field(default_factory=dict)
+    _alone: set[str] = field(default_factory=set)  # chunks that memory alone has, as far as we know
+    _mark: str = field(default_factory=lambda: f"here/{token_hex(8)}")
+    _is_marked: bool = False
     _breakers: dict[Place, Breaker] = field(default_factory=dict)
     _in_cold: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _spoiled: dict[str, float] = field(default_factory=dict)
@@ -66,11 +79,16 @@ class Shelf:
             stored = await self._try(place, partial(tier.get, key))
             if stored is not None:
                 yield place, stored
-            elif place == "cold":
+                continue
+            self.counts[f"misses.{place}"] += 1
+            if place == "cold":
                 self._in_cold.pop(key, None)
 
     async def put_back(self, key: str, stored: bytes) -> None:
         """Have a chunk in memory, if it fits."""
+        for oldest in self.memory.pushed_out_by(len(stored)):
+            if oldest in self._alone:
+                await self.to_cold(oldest)
         await self._try("memory", lambda: self.memory.put(key, stored))
 
     async def save(self, key: str, stored: bytes) -> None:
@@ -79,7 +97,35 @@ class Shelf:
         for place in self.durable:
             if await self._put(place, key, stored):
                 return
+        self._alone.add(key)
         raise TierError("no tier that outlives this process takes a chunk now; it is kept in memory")
+
+    async def rescue(self) -> None:
+        """Write to the cold tier what is in memory and in no tier that lasts: Redis may have lost it."""
+        keys = [entry.key async for entry in self.memory.entries("chunks/")]
+        found = await self._find(list(self.durable), keys)
+        self._alone = {key for key, place in zip(keys, found, strict=True) if place is None}
+        await each_of(self.to_cold, list(self._alone))
+
+    async def has_redis_forgotten(self) -> bool:
+        """Whether Redis has lost what it held since this was last asked: it started empty, or was emptied."""
+        if (redis := self.redis) is None:
+            return False
+        sizes = await self._try("redis", lambda: redis.sizes([self._mark]))
+        if sizes is None or sizes[0] is not None:
+            return False
+        is_first, self._is_marked = not self._is_marked, await self._put("redis", self._mark, b"here")
+        return not is_first
+
+    async def survey(self) -> None:
+        """List what the tiers hold, for the figures and so that finding what is in the cold tier asks nobody."""
+        for place, tier in self.durable.items():
+            held = Held()
+            async for entry in tier.entries("chunks/"):
+                held = Held(held.chunks + 1, held.bytes + entry.bytes)
+                if place == "cold":
+                    self._is_in_cold(entry.key, entry.bytes)
+            self.held[place] = held
 
     async def to_cold(self, key: str) -> bool:
         """Have a chunk in the cold tier; False when it could not be written there, or no tier has it."""
@@ -95,6 +141,8 @@ class Shelf:
         await self.memory.delete(key)
         if (redis := self.redis) is not None:
             await self._try("redis", lambda: redis.delete(key))
+            held = self.held.get("redis", Held())
+            self.held["redis"] = Held(max(0, held.chunks - 1), max(0, held.bytes - self._in_cold.get(key, 0)))
 
     async def spoiled(self, place: Place, key: str) -> None:
         """Count a copy that is not sound. It is deleted, but for the cold one, which may be fine behind a bad wire."""
@@ -127,9 +175,9 @@ class Shelf:
         if len(self._in_cold) > MOST_KNOWN:
             self._in_cold.popitem(last=False)
 
-    def is_resting(self, place: Place) -> bool:
-        """Whether a tier fails and is left alone."""
-        return not self._breakers.get(place, Breaker()).allows(self.now())
+    def is_failing(self, place: Place) -> bool:
+        """Whether a tier fails and is mostly left alone."""
+        return self._breakers.get(place, Breaker()).failures >= FAILURES
 
     async def _find(self, places: Sequence[Place], keys: Sequence[str]) -> list[tuple[Place, int] | None]:
         """Ask each tier for all that no faster one has."""
@@ -164,6 +212,10 @@ class Shelf:
             return True
 
         was_put = await self._try(place, put) or False
+        if was_put and key != self._mark:
+            self._alone.discard(key)
+            held = self.held.get(place, Held())
+            self.held[place] = Held(held.chunks + 1, held.bytes + len(stored))
         if was_put and place == "cold":
             self._spoiled.pop(key, None)
             self._is_in_cold(key, len(stored))

@@ -55,7 +55,7 @@ class Store:
     """One store, from its tiers up."""
 
     def __init__(self, settings: StoreSettings, tenants: Tenants, shelf: Shelf, beside: ThreadPoolExecutor) -> None:
-        self._settings, self._tenants = settings, tenants
+        self._settings, self._tenants, self._shelf = settings, tenants, shelf
         ledger = Ledger(shelf.cold, tenants)
         erasing = Erasing(shelf, ledger, time.time, time.monotonic)
         sessions = Sessions(shelf, ledger, erasing, time.time, time.monotonic)
@@ -94,27 +94,34 @@ class Store:
 
     async def _move(self) -> None:
         """Move what is due, every few seconds; a tier that fails is asked again at the next look."""
-        await self._pass("load", self._moves.load)
-        await self._pass("rewrap", self._tenants.rewrap)
+        starting = {"load": self._moves.load, "rewrap": self._tenants.rewrap, "survey": self._shelf.survey}
         collected_s = time.monotonic()
         while True:
+            for name, act in list(starting.items()):
+                if await self._pass(name, act):
+                    del starting[name]
             await asyncio.sleep(min(LOOK_EVERY_S, self._settings.cold_after_s / 4))
+            await self._pass("notes", self._moves.sessions.write_waiting)
+            await self._pass("keep", self._moves.keep)
             await self._pass("erase", self._moves.sessions.erasing.go_on)
             await self._pass("demote", self._moves.demote)
             if time.monotonic() - collected_s >= self._settings.gc_every_s:
                 collected_s = time.monotonic()
                 await self._pass("gc", self._moves.collect)
 
-    async def _pass(self, name: str, act: Callable[[], Awaitable[object]]) -> None:
+    async def _pass(self, name: str, act: Callable[[], Awaitable[object]]) -> bool:
         try:
             await act()
         except (TierError, ChunkError, VaultError) as exc:
             log("store.pass_failed", passed=name, error=str(exc))
+            return False
+        return True
 
     async def _drain(self) -> None:
         try:
             async with asyncio.timeout(DRAIN_S):
-                await self._pass("drain", self._moves.rescue)
+                await self._pass("drain", self._shelf.rescue)
+                await self._pass("notes", self._moves.sessions.write_waiting)
         except TimeoutError:
             log("store.drain_cut_off", after_s=DRAIN_S)
 

@@ -91,6 +91,16 @@ class MemoryTier:
         """How many keys are held."""
         return len(self._stored)
 
+    def pushed_out_by(self, size: int) -> list[str]:
+        """Return what is dropped when so many bytes come."""
+        excess, found = self.held_bytes + size - self.most_bytes, []
+        for key, (stored, _) in self._stored.items():
+            if excess <= 0 or size > self.most_bytes:
+                break
+            found.append(key)
+            excess -= len(stored)
+        return found
+
     async def put(self, key: str, stored: bytes) -> None:
         """See `Tier`; what alone is larger than the bound is refused."""
         if len(stored) > self.most_bytes:

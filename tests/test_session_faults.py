@@ -181,7 +181,7 @@ async def test_an_erasure_that_a_tier_held_up_is_gone_on_with(tmp_path: Path, re
                 with pytest.raises(StoreError) as refused:
                     await erase
                 assert refused.value.kind == "unreachable"
-                assert (await client.stats())["memory"]["chunks"] == 0
+                assert (await client.stats())["tiers"]["memory"]["chunks"] == 0
                 if what == "session":
                     assert [each["erasing_chunks"] for each in await client.sessions()] == [2]
                 wire.breaks("")
@@ -190,3 +190,66 @@ async def test_an_erasure_that_a_tier_held_up_is_gone_on_with(tmp_path: Path, re
 
                 assert await client.sessions() == []
                 assert await restored(client, prefix(2, first=77, tenant=what)) == []
+
+
+async def test_a_note_that_s3_does_not_take_is_taken_later(
+    tmp_path: Path, s3_server: Server, redis_server: Server, bucket: str
+) -> None:
+    """Redis has the chunks meanwhile; nobody has to say it again."""
+    async with faulty(s3_server.url) as wire:
+        settings = {"store": bucket + wire.url, "redis_url": redis_server.url, "cold_after_s": 2}
+        with store_running(tmp_path, **settings) as store:
+            async with client_of(store) as client:
+                await saved(client, prefix(1, first=60), session="first")
+                wire.breaks("500")
+                name = await saved(client, prefix(1, first=61), session="while")
+                assert (await client.stats())["notes_waiting"] == 1
+                wire.breaks("")
+
+                async def is_noted() -> bool:
+                    return name in [each["session"] for each in await client.sessions()]
+
+                await until(is_noted)
+                await demoted(client, 2)
+                assert await restored(client, prefix(1, first=61)) == ["cold"]
+
+
+async def test_a_store_that_starts_without_s3_recovers(
+    tmp_path: Path, s3_server: Server, redis_server: Server, bucket: str
+) -> None:
+    """It answers that the tier is away, and finds what Redis holds once it is back."""
+    async with faulty(s3_server.url) as wire:
+        settings = {"store": bucket + wire.url, "redis_url": redis_server.url}
+        with store_running(tmp_path, **settings) as store:
+            async with client_of(store) as client:
+                await saved(client, prefix(1, first=70))
+            store.ended(signal.SIGKILL)
+        wire.breaks("closed")
+        with store_running(tmp_path, **settings, cold_after_s=0.4) as store:
+            async with client_of(store) as client:
+                with pytest.raises(StoreError) as refused:
+                    await client.lookup(prefix(1, first=70))
+                assert refused.value.kind == "unreachable"
+                wire.breaks("")
+
+                await demoted(client)
+                assert await restored(client, prefix(1, first=70)) == ["cold"]
+
+
+async def test_a_store_killed_while_it_demotes_loses_nothing(tmp_path: Path) -> None:
+    """A chunk is in the warm tier until the cold one has it whole."""
+    chunks = tmp_path / "cold" / "chunks"
+    with redis_running(tmp_path) as redis:
+        with store_running(tmp_path, redis_url=redis.url, cold_after_s=0.2) as store:
+            async with client_of(store) as client:
+                await saved(client, prefix(24))
+
+                async def has_begun() -> bool:
+                    return any(path.is_file() for path in chunks.rglob("*"))
+
+                await until(has_begun)
+                store.ended(signal.SIGKILL)
+
+        with store_running(tmp_path, redis_url=redis.url) as store:
+            async with client_of(store) as client:
+                assert len(await restored(client, prefix(24))) == 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,20 @@ from sessioncache.breaker import FAILURES, REST_S, Breaker
 from sessioncache.erasing import Erasing
 from sessioncache.ledger import Ledger
 from sessioncache.moves import JUMP_S, Moves, due, has_jumped
-from sessioncache.problems import VaultError
+from sessioncache.problems import TierError, VaultError
 from sessioncache.sessions import Sessions, Warm
 from sessioncache.settings import SettingsError, StoreSettings, cold_of
-from sessioncache.shelf import Shelf
+from sessioncache.shelf import Held, Shelf
 from sessioncache.tenants import Tenants, master_of
 from sessioncache.tiers import FolderTier, MemoryTier
 from sessioncache.vault import Master
 
 OLD, NEW = "1:" + "11" * 32, "2:" + "22" * 32
+
+
+def sessions_of(shelf: Shelf, ledger: Ledger, wall: Callable[[], float]) -> Sessions:
+    """Make what knows sessions."""
+    return Sessions(shelf, ledger, Erasing(shelf, ledger, wall, lambda: 0.0), wall, lambda: 0.0)
 
 
 def test_idle_sessions_are_due_oldest_first() -> None:
@@ -89,16 +95,61 @@ async def test_a_replaced_master_key_opens_what_the_old_one_sealed(tmp_path: Pat
     assert (await tenants("2", "2").secrets("ada")).naming == made.naming
 
 
+async def test_what_redis_has_forgotten_goes_to_the_cold_tier_early(tmp_path: Path) -> None:
+    """An empty Redis is noticed, and what memory still has of its chunks is written where it lasts."""
+    redis, cold = MemoryTier(1 << 20, lambda: 0.0), FolderTier(tmp_path)
+    shelf = Shelf(MemoryTier(1 << 20, lambda: 0.0), redis, cold, lambda: 0.0)
+    tenants = Tenants(Master({"1": b"\x11" * 32}, "1"), cold, now=lambda: 0.0)
+    moves = Moves(sessions_of(shelf, Ledger(cold, tenants), lambda: 0.0), StoreSettings("file:/x", "/x"))
+    await moves.keep()
+    await shelf.save("chunks/t/a", b"stored")
+    await moves.keep()
+    assert await cold.get("chunks/t/a") is None
+
+    for entry in [each async for each in redis.entries("")]:
+        await redis.delete(entry.key)
+    await moves.keep()
+
+    assert await cold.get("chunks/t/a") == b"stored"
+    assert shelf.counts["forgotten.redis"] == 1
+
+
+async def test_a_chunk_that_memory_alone_has_is_not_dropped(tmp_path: Path) -> None:
+    """When it has to make room, and the cold tier takes it by now, it goes there."""
+    cold = FolderTier(tmp_path / "cold")
+    cold.folder.touch()
+    shelf = Shelf(MemoryTier(10, lambda: 0.0), None, cold, lambda: 0.0)
+    with pytest.raises(TierError, match="no tier"):
+        await shelf.save("chunks/t/a", b"8 bytes.")
+    cold.folder.unlink()
+
+    await shelf.save("chunks/t/b", b"8 others")
+
+    assert [await cold.get(f"chunks/t/{name}") for name in "ab"] == [b"8 bytes.", b"8 others"]
+    assert shelf.memory.dropped == 1
+
+
+async def test_what_tiers_hold_is_told_and_known(tmp_path: Path) -> None:
+    """As listed, and as put since; what was listed is found without asking."""
+    cold = FolderTier(tmp_path)
+    await cold.put("chunks/t/a", b"123")
+    shelf = Shelf(MemoryTier(1 << 20, lambda: 0.0), None, cold, lambda: 0.0)
+
+    await shelf.survey()
+    await shelf.save("chunks/t/b", b"45")
+    await cold.delete("chunks/t/a")
+
+    assert shelf.held == {"cold": Held(2, 5)}
+    assert await shelf.find(["chunks/t/a"]) == [("cold", 3)]
+
+
 async def test_chunks_of_nobody_are_swept_after_a_while(tmp_path: Path) -> None:
     """Young ones stay: the note that names them may still come; a clock that jumped sweeps nothing."""
     wall = [1e12]
     cold = FolderTier(tmp_path)
     tenants = Tenants(Master({"1": b"\x11" * 32}, "1"), cold, now=lambda: 0.0)
     shelf = Shelf(MemoryTier(1 << 20, lambda: 0.0), None, cold, lambda: 0.0, Counter())
-    ledger = Ledger(cold, tenants)
-    erasing = Erasing(shelf, ledger, lambda: wall[0], lambda: 0.0)
-    sessions = Sessions(shelf, ledger, erasing, lambda: wall[0], lambda: 0.0)
-    moves = Moves(sessions, StoreSettings("file:/x", "/x"))
+    moves = Moves(sessions_of(shelf, Ledger(cold, tenants), lambda: wall[0]), StoreSettings("file:/x", "/x"))
     await cold.put("chunks/nobody/a", b"x")
 
     assert (await moves.collect(grace_s=2e12))["chunks"] == 0
