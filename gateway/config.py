@@ -27,6 +27,7 @@ from gateway.settings import (
     WorkerSettings,
 )
 from gateway.units import Address
+from sessioncache.masterkeys import read_keys
 
 __all__ = [
     "DEFAULT_NAME",
@@ -163,6 +164,8 @@ def _master_key(sessions: Sessions, environment: Mapping[str, str]) -> Iterator[
     path = ("sessions", "encryption_key_file")
     if file and not Path(file).is_file():
         yield Problem(path, f'is "{file}", and there is no such file; {_MAKE_A_KEY}', reads=(path,))
+    elif sessions.enabled and (wrong := _wrong_keys(file, environment.get(MASTER_KEY_VARIABLE, ""))):
+        yield Problem(path, f"{wrong}; {_MAKE_A_KEY}", reads=(path,))
     is_shared = sessions.enabled and (sessions.redis or sessions.store.startswith("s3:"))
     if is_shared and not file and not environment.get(MASTER_KEY_VARIABLE):
         where = "redis" if sessions.redis else "store"
@@ -172,6 +175,20 @@ def _master_key(sessions: Sessions, environment: Mapping[str, str]) -> Iterator[
             f"encryption_key_file or the environment variable {MASTER_KEY_VARIABLE}; {_MAKE_A_KEY}",
             reads=(("sessions", "redis"), ("sessions", "store"), path),
         )
+
+
+def _wrong_keys(file: str, given: str) -> str | None:
+    """Say what is wrong with the master keys; None when they are right, or none is given."""
+    try:
+        if file:
+            read_keys(Path(file).read_text())
+        elif given:
+            read_keys(given.replace(",", "\n"))
+    except (OSError, UnicodeDecodeError) as exc:
+        return f'is "{file}", which cannot be read: {exc}'
+    except ValueError as exc:
+        return f'is "{file}": {exc}' if file else f"is empty, and in {MASTER_KEY_VARIABLE} {exc}"
+    return None
 
 
 def _stretches(config: Config) -> Iterator[Problem]:

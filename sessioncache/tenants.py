@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from sessioncache.masterkeys import read_keys
 from sessioncache.problems import TierError, VaultError
 from sessioncache.settings import StoreSettings
 from sessioncache.several import each_of
@@ -131,14 +131,11 @@ def _file(path: Path) -> str:
 
 
 def _parsed(text: str, where: str) -> Master:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    pairs = [line.rpartition(":")[::2] for line in lines]
-    if not pairs or any(not re.fullmatch(r"[0-9a-fA-F]{64}", key) for _, key in pairs):
-        raise VaultError(f'{where} must hold keys of 64 hex digits, one "id:key" a line, the current one first')
-    keys = {key_id.strip() or "1": bytes.fromhex(key) for key_id, key in pairs}
-    if len(keys) != len(pairs):
-        raise VaultError(f"{where} names two keys alike")
-    return Master(keys, current=pairs[0][0].strip() or "1")
+    try:
+        keys = read_keys(text)
+    except ValueError as exc:
+        raise VaultError(f"{where}: {exc}") from exc
+    return Master(keys, current=next(iter(keys)))
 
 
 def _key(tenant: str) -> str:

@@ -64,8 +64,11 @@ class Transfer:
             await self.prefixes.save(handle, number, layers)
 
     async def end(self, handle: Handle, first_records: Sequence[Octets]) -> str:
-        """Note the session whose chunks were taken in."""
+        """Note the session whose chunks were taken in; who imports an erased session wants it back."""
         head, _ = self._opened(first_records)
+        kept = await self.sessions.ledger.read(head.tenant, head.session)
+        if kept is not None and kept.is_gone:
+            await self.sessions.ledger.forget(head.tenant, head.session)
         return await self.sessions.note_as(handle, head.session, head.summary)
 
     async def _handle(self, head: Head) -> Handle:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "batching": (),
     "sessioncache": (),
     "backends": ("batching", "sessioncache.client"),
-    "gateway": (*CLIENT_HALF, "batching.queue", "sessioncache.client"),
+    "gateway": (*CLIENT_HALF, "batching.queue", "sessioncache.client", "sessioncache.masterkeys"),
 }
 # The subcommands import these when they run, never at the top of the file.
 MAY_IMPORT_LAZILY = {"gateway.cli": ("backends.engine",), "gateway.sessions_cli": ("backends.engine",)}

@@ -88,6 +88,36 @@ def test_a_setting_that_cannot_be_is_told_with_what_to_write(read: Read, text: s
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("", "there is no key in it"),
+        (f"a:{'1' * 64}\nb:{'2' * 63}\n", "line 2 has a key of 63 characters"),
+        (f"a:{'g' * 64}", "line 1 has a key with other characters than hex digits"),
+        (f"a:{'1' * 64}\n\na:{'2' * 64}", "line 3 has the id 'a' that line 1 has"),
+        ("caf\xe9".encode("latin-1"), "cannot be read"),
+    ],
+)
+def test_wrong_master_keys_are_told_by_line_and_never_shown(read: Read, tmp_path: Path, keys: str | bytes, told: str) -> None:
+    """Before anything starts, with how to make a key."""
+    (tmp_path / "keys").write_bytes(keys.encode() if isinstance(keys, str) else keys)
+
+    with pytest.raises(ConfigError, match="make one with: python -c") as caught:
+        read('encryption_key_file = "keys"')
+
+    assert "sessions.encryption_key_file" in str(caught.value)
+    assert told in str(caught.value)
+    assert "2222" not in str(caught.value)
+
+
+def test_a_wrong_master_key_of_the_environment_is_told_too(read: Read) -> None:
+    """Several stand with commas between; the same rules hold."""
+    assert read("", TIDEGATE_MASTER_KEY=f"a:{'1' * 64},b:{'2' * 64}").sessions.enabled
+
+    with pytest.raises(ConfigError, match="in TIDEGATE_MASTER_KEY line 2 has a key of 5 characters"):
+        read("", TIDEGATE_MASTER_KEY=f"a:{'1' * 64},b:short")
+
+
 def test_a_worker_is_told_where_the_store_is_and_how_to_keep_sessions(read: Read) -> None:
     """All that a worker needs to know, and no key; without a store it keeps none."""
     config = read('codec = "exact"\nwrite_behind = "5s"\nprofiles = "/srv/profiles"')

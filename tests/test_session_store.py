@@ -245,7 +245,7 @@ async def test_a_store_ends_with_whoever_started_it(tmp_path: Path) -> None:
         ({"stor": "x"}, "stor"),
         ({"store": "ftp://x"}, "write"),
         ({"memory_bytes": -1}, "memory_bytes"),
-        ({"key_file": os.devnull}, "64 hex digits"),
+        ({"key_file": os.devnull}, "there is no key in it"),
     ],
 )
 def test_settings_that_cannot_be_end_the_store(tmp_path: Path, settings: dict[str, object], said: str) -> None:
