@@ -98,7 +98,9 @@ def test_a_setting_that_cannot_be_is_told_with_what_to_write(read: Read, text: s
         ("caf\xe9".encode("latin-1"), "cannot be read"),
     ],
 )
-def test_wrong_master_keys_are_told_by_line_and_never_shown(read: Read, tmp_path: Path, keys: str | bytes, told: str) -> None:
+def test_wrong_master_keys_are_told_by_line_and_never_shown(
+    read: Read, tmp_path: Path, keys: str | bytes, told: str
+) -> None:
     """Before anything starts, with how to make a key."""
     (tmp_path / "keys").write_bytes(keys.encode() if isinstance(keys, str) else keys)
 
