@@ -155,7 +155,7 @@ def speed_rows(name: str, encode: list[float], decode: list[float]) -> list[Row]
 def measure(folder: Path) -> list[Row]:
     """Calibrate, then judge every codec on the same windows."""
     checkpoint = open_checkpoint(SOURCE)
-    model = calibrate(SOURCE, folder, lambda _phase, _done: None, held_out=1)[0].fingerprint
+    model = calibrate(checkpoint, folder, lambda _phase, _done: None, held_out=1)[0].fingerprint
     with opened(checkpoint) as runner:
         held_out = texts.windows(checkpoint.tokenizer, texts.shipped().held_out, WINDOWS, Judge.TOKENS)
         judge = Judge(runner, held_out, lambda _phase, _done: None)

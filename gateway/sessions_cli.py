@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gateway.config import Config
+from gateway.config import Config, Model, Release
 from gateway.control.store import state_dir
 from gateway.rundir import TOKEN_FILE, known_run_dir
 
@@ -44,15 +43,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     verbs.add_parser("import", help="take a session's file in").add_argument("file", metavar="IN", type=Path)
     verbs.add_parser("gc", help="delete now what is too old and what belongs to no session")
     calibrate = verbs.add_parser("calibrate", help="make a model's codec profiles and measure what each costs")
-    calibrate.add_argument("model", metavar="MODEL", help="a model of the configuration")
+    _add_calibrate(calibrate)
     for verb in verbs.choices.values():
         verb.add_argument("--config", default="gateway.toml", metavar="FILE", help="the configuration (gateway.toml)")
+
+
+def _add_calibrate(command: argparse.ArgumentParser) -> None:
+    command.description = "Make the profiles safe, balanced and dense for each release of a model: a minute or more."
+    add = command.add_argument
+    add("model", metavar="MODEL", help="a model of the configuration, an alias, or a source as there")
+    add("--profiles", type=Path, metavar="FOLDER", help="where to write them (profiles under [sessions], or state_dir)")
+    add("--text", type=Path, metavar="FILE", help="text like the model's traffic (Python's own reference)")
+    add("--windows", type=int, default=8, metavar="N", help="windows of 1,024 tokens to measure on (8)")
 
 
 def run(options: argparse.Namespace, config: Config, say: Callable[[str], None]) -> None:
     """Do what was asked; SessionsError when it cannot be."""
     if options.subcommand == "calibrate":
-        _calibrate(config, options.model, say)
+        _calibrate(config, options)
         return
     admin = Admin(config)
     match options.subcommand:
@@ -142,23 +150,28 @@ def _list(told: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"{each['session']:32}  {each['tenant']:16} {each['tokens']:>8} {each['stored_tokens']:>8}  {used}")
 
 
-def _calibrate(config: Config, name: str, say: Callable[[str], None]) -> None:
-    from backends.engine.kvcalibrate import calibrate  # noqa: PLC0415 - numpy has no place in a gateway
+def _calibrate(config: Config, options: argparse.Namespace) -> None:
+    from backends.engine.kvreport import Order, calibrated  # noqa: PLC0415 - numpy has no place in a gateway
+    from backends.engine.planning import settings_of  # noqa: PLC0415
     from backends.engine.problems import CheckpointError  # noqa: PLC0415
+    from gateway.control.pool import worker_settings  # noqa: PLC0415
 
-    source = next((each.releases[0].source for each in config.models if name in {each.name, *each.aliases}), None)
-    if not source or source == "echo":
-        raise SessionsError(f"{name} is no model of the configuration that a worker here computes")
-    folder = Path(config.sessions.profiles or state_dir(config.sessions) / "profiles")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = options.profiles or Path(config.sessions.profiles or state_dir(config.sessions) / "profiles")
+    order = Order(folder, options.text, options.windows, config.sessions.min_agreement)
+    model = _model(config, options.model)
     try:
-        profiles = calibrate(source, folder, lambda what, share: _progress(f"{what} {share:.0%}"))
+        for release in model.releases:
+            if release.source not in {"", "echo"}:
+                calibrated(settings_of(worker_settings(config, model, release)), order)
     except CheckpointError as exc:
         raise SessionsError(str(exc)) from exc
-    for profile in profiles:
-        say(f"{profile.name}: {profile.measured}")
-    say(f"written to {folder}; choose one with [sessions] codec")
 
 
-def _progress(text: str) -> None:
-    sys.stderr.write(f"tidegate: {text}\n")
+def _model(config: Config, name: str) -> Model:
+    """Find a model by its name or alias, or take a source for one."""
+    if "/" in name:
+        return Model(name=name, releases=(Release(source=name),))
+    found = next((each for each in config.models if name in {each.name, *each.aliases}), None)
+    if found is None or all(each.source in {"", "echo"} for each in found.releases):
+        raise SessionsError(f"{name} is no model of the configuration that a worker here computes, and no source")
+    return found

@@ -240,7 +240,7 @@ def test_keys_are_turned_back_as_they_were_turned(checkpoint: Checkpoint) -> Non
 def calibrated(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> dict[str, Profile]:
     """Calibrate the embedded model once."""
     folder = tmp_path_factory.mktemp("profiles")
-    profiles = calibrate("", folder, lambda _phase, _done: None, checkpoint=checkpoint, held_out=2)
+    profiles = calibrate(checkpoint, folder, lambda _phase, _done: None, held_out=2)
     assert [read_profile(folder, p.fingerprint, p.name).measured for p in profiles] == [p.measured for p in profiles]
     return {profile.name: profile for profile in profiles}
 

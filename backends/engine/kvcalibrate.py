@@ -22,7 +22,8 @@ from backends.engine.kvtransform import TransformCodec
 from backends.engine.native import NativeRunner
 from backends.engine.quantised import Quantised
 from backends.engine.runner import ModelSpec
-from backends.engine.weights import Checkpoint, open_checkpoint
+from backends.engine.texts import Texts
+from backends.engine.weights import Checkpoint
 
 Progress = Callable[[str, float], None]
 
@@ -36,21 +37,19 @@ NOTHING = Measured(0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def calibrate(
-    source: str,
+    checkpoint: Checkpoint,
     folder: Path,
     progress: Progress,
     *,
-    checkpoint: Checkpoint | None = None,
+    text: Texts | None = None,
     held_out: int = HELD_OUT,
 ) -> list[Profile]:
-    """Calibrate every profile of the model at `source`, measure it, and write it into `folder`; return them.
+    """Calibrate every profile of a model, stretched if it is, measure it, and write it into `folder`; return them.
 
-    `source` is as in gateway.toml (`package:…`, a .gguf file, a folder); `checkpoint` is the same model as a release
-    stretches it, when it does. `progress` is told the phase and how much of it is done; `held_out` is how many windows
-    of 1,024 tokens are measured on. Raises CheckpointError.
+    `progress` is told the phase and how much of it is done; `text` is by default what ships with Python; `held_out` is
+    how many windows of 1,024 tokens are measured on. Raises CheckpointError.
     """
-    checkpoint = checkpoint or open_checkpoint(source)
-    text = texts.shipped()
+    text = text or texts.shipped()
     with opened(checkpoint) as runner:
         bases = list(_bases(runner, checkpoint, text.calibration, progress))
         judge = Judge(runner, texts.windows(checkpoint.tokenizer, text.held_out, held_out, Judge.TOKENS), progress)

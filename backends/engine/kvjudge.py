@@ -60,6 +60,7 @@ class Judge:
             top1=float(same.mean()),
             decisive=float(same[decisive].mean()) if decisive.any() else 1.0,
             perplexity=float(np.exp(loss.mean())),
+            perplexity_error=_error(loss.astype(np.float64).reshape(len(self._windows), -1).mean(1)),
         )
 
     def _read(self, window: NDArray[np.int32]) -> _Window:
@@ -96,6 +97,11 @@ def _compared(window: _Window, restored: Logs) -> tuple[NDArray[np.generic], ...
     loss = np.zeros(len(exact))
     loss[:-1] = (exact[at, said] - restored[at, said]) * len(exact) / len(said)
     return kl, exact.argmax(1) == restored.argmax(1), highest[:, 1] - highest[:, 0] > DECISIVE, loss
+
+
+def _error(losses: NDArray[np.float64]) -> float:
+    """Return the standard error of a mean; of a perplexity's ratio too, as that is near 1."""
+    return float(np.std(losses, ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> Logs:

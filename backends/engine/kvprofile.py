@@ -65,6 +65,7 @@ class Measured:
     """What a restored prefix costs on held-out text: the next tokens against those of the unrestored prefix.
 
     `decisive` is agreement where the two likeliest tokens are more than 5 points apart. `ratio` is fp16 KV to payload.
+    `perplexity` is a ratio too, and `perplexity_error` its standard error over the windows of text.
     """
 
     positions: int
@@ -73,6 +74,7 @@ class Measured:
     top1: float
     decisive: float
     perplexity: float
+    perplexity_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
