@@ -207,7 +207,7 @@ def test_a_codec_that_cannot_be_had_is_refused(name: str, options, says: str, tm
 
 def test_exact_needs_no_profile(tmp_path: Path) -> None:
     """It loses nothing, so there is nothing to calibrate."""
-    assert open_codec("exact", MODEL_ID, tmp_path, kv_format="int4").id == "exact-1"
+    assert open_codec("exact", MODEL_ID, tmp_path, kv_format="int4").id == "exact-2"
 
 
 def test_a_damaged_profile_is_refused(tmp_path: Path) -> None:

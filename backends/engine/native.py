@@ -98,6 +98,17 @@ class NativeRunner:
         self._step(batch, chosen=np.empty(len(batch.sampled), np.int32), shown=shown)
         return shown
 
+    def read_kv(self, chunk: cpu.Chunk, layer: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with one layer of a chunk as the cache has it, in planes. May run beside a step."""
+        at = cpu.address(out, np.uint8, out.size)
+        status = library().tg_read_kv(self._opened(), ctypes.addressof(chunk), layer, at, out.size)
+        cpu.check(status, "read_kv")
+
+    def write_kv(self, chunk: cpu.Chunk, layer: int, planes: bytes) -> None:
+        """Write one layer of a chunk from such bytes into its blocks. May run beside a step that does not use them."""
+        status = library().tg_write_kv(self._opened(), ctypes.addressof(chunk), layer, planes, len(planes))
+        cpu.check(status, "write_kv")
+
     def encode_kv(self, codec: cpu.KvCodec, chunk: cpu.Chunk, out: NDArray[np.uint8]) -> list[int]:
         """Write each layer's bytes of a chunk into its row of `out`; return how many. May run beside a step."""
         lengths = np.empty(self.spec.layers, np.int64)

@@ -231,7 +231,7 @@ class Engine {
         return TG_OK;
     }
 
-    // Both touch the chunk's blocks alone, so that they may run beside a step.
+    // These touch the chunk's blocks alone, so that they may run beside a step.
     TgStatus encode_kv(const TgKvCodec& codec, const TgChunk& chunk, uint8_t* out, int64_t stride, int64_t* lengths) const {
         if (!KvLayer::is_sound(model_, codec, chunk)) return TG_BAD_STEP;
         KvLayer kv(model_, ops_, codec, chunk);
@@ -248,6 +248,22 @@ class Engine {
         KvLayer kv(model_, ops_, codec, chunk);
         for (int layer = 0; layer < model_.layers; layer++)
             if (!kv.decode(layer, layers[layer], lengths[layer])) return TG_BAD_BYTES;
+        return TG_OK;
+    }
+
+    TgStatus read_kv(const TgChunk& chunk, int layer, uint8_t* out, int64_t length) const {
+        if (!is_within(model_, chunk) || layer < 0 || layer >= model_.layers) return TG_BAD_STEP;
+        const KvPlanes planes(model_, chunk, layer);
+        if (length != planes.bytes()) return TG_BAD_BYTES;
+        planes.read(out);
+        return TG_OK;
+    }
+
+    TgStatus write_kv(const TgChunk& chunk, int layer, const uint8_t* from, int64_t length) const {
+        if (!is_within(model_, chunk) || layer < 0 || layer >= model_.layers) return TG_BAD_STEP;
+        const KvPlanes planes(model_, chunk, layer);
+        if (length != planes.bytes()) return TG_BAD_BYTES;
+        planes.write(from);
         return TG_OK;
     }
 
@@ -629,6 +645,15 @@ int32_t tg_step(void* engine, const TgStep* step) {
 
 int32_t tg_copy_block(void* engine, int32_t source, int32_t target) {
     return static_cast<Engine*>(engine)->copy_block(source, target);
+}
+
+// One layer of a chunk as cpu/kvplanes.h has it; `length` must be what that takes.
+int32_t tg_read_kv(void* engine, const TgChunk* chunk, int32_t layer, uint8_t* out, int64_t length) {
+    return guarded([&]() -> int32_t { return static_cast<Engine*>(engine)->read_kv(*chunk, layer, out, length); });
+}
+
+int32_t tg_write_kv(void* engine, const TgChunk* chunk, int32_t layer, const uint8_t* from, int64_t length) {
+    return guarded([&]() -> int32_t { return static_cast<Engine*>(engine)->write_kv(*chunk, layer, from, length); });
 }
 
 // A layer's bytes go to out + layer * stride, where `stride` is the most that a layer can take.

@@ -138,6 +138,8 @@ def library() -> ctypes.CDLL:
     loaded.tg_close.argtypes = (ctypes.c_void_p,)
     loaded.tg_step.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     loaded.tg_copy_block.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+    for copy in (loaded.tg_read_kv, loaded.tg_write_kv):
+        copy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64)
     loaded.tg_encode_kv.argtypes = (*[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p)
     loaded.tg_decode_kv.argtypes = (ctypes.c_void_p,) * 5
     loaded.tg_matmul.argtypes = (ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_int32, *_OUTPUTS)

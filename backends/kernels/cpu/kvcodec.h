@@ -12,7 +12,7 @@
 #include <cstring>
 #include <memory>
 
-#include "ops.h"
+#include "kvplanes.h"
 
 namespace tidegate {
 
@@ -49,12 +49,7 @@ class KvLayer {
             if (!t.mean || !t.scales || !t.sums || !t.encode || !t.decode || t.channels != channels) return false;
             if (t.kept < 4 || t.kept % 4 || t.kept > channels + 3) return false;
         }
-        if (chunk.first < 0 || chunk.first > m.context - kChunkTokens || chunk.sinks < 0) return false;
-        for (int run = 0; run < kChunkTokens / 16; run++)
-            if (chunk.blocks[run] < 0 || chunk.blocks[run] >= m.kv_blocks || chunk.runs[run] < 0 ||
-                chunk.runs[run] >= m.block_tokens / 16)
-                return false;
-        return m.kv_heads * m.head_dim * 2 < 1 << 16;
+        return is_within(m, chunk) && m.kv_heads * m.head_dim * 2 < 1 << 16;
     }
 
     // Bytes of a layer's symbols, and the most that a layer takes.
@@ -104,11 +99,7 @@ class KvLayer {
 
     const TgTransform& transform(int layer, int part) const { return codec_.transforms[layer * 2 * groups_ + part]; }
 
-    uint8_t* run_of(int layer, int run, int head) const {
-        const int64_t plane = plane_bytes(16, head_width_), block_head = int64_t(model_.block_tokens / 16) * 2 * plane;
-        const int64_t at = (int64_t(layer) * model_.kv_blocks + chunk_.blocks[run]) * model_.kv_heads + head;
-        return model_.kv + at * block_head + chunk_.runs[run] * 2 * plane;
-    }
+    uint8_t* run_of(int layer, int run, int head) const { return tidegate::run_of(model_, chunk_, layer, run, head); }
 
     void encode_run(int layer, int run, uint8_t* symbols) {
         const float *cosines = turn_back_ + 16 * run, *sines = cosines + model_.head_dim / 2 * kChunkTokens;
