@@ -88,6 +88,10 @@ class Blocks:
         """How many of these blocks nobody holds: holding them takes that many from `free`."""
         return sum(not self._holders[block] for block in ids)
 
+    def spare_among(self, ids: Iterable[int]) -> int:
+        """How many of these blocks nobody holds nor guards: holding them takes that many from `spare`."""
+        return sum(not self._holders[block] and not self._guarded[block] for block in ids)
+
     def hold(self, ids: Iterable[int]) -> None:
         """Share blocks that `find` returned."""
         for block in ids:

@@ -6,6 +6,7 @@ The rules, in order:
 2. When no block is left, a sequence that is on hold loses its blocks, else the youngest does; it stands at the front
    of the line again and is computed anew (its full blocks often are still known). The oldest never loses, so all end.
 3. The line moves strictly in order while there are places, budget and blocks for the whole of the next sequence.
+   Guarded blocks do not count while the line `is_patient`: newcomers rather wait than have unsaved content lost.
 4. The last token of a prompt is always computed, since its logits are wanted. When its block is known, it is copied.
 5. In a step without prompts, guesses (`batching/drafts.py`) take what budget and blocks nobody else wants.
 
@@ -92,7 +93,10 @@ class Plan:
 
 
 class Scheduler:
-    """The running sequences, those in line, and those on hold without blocks (`parked`)."""
+    """The running sequences, those in line, and those on hold without blocks (`parked`).
+
+    `is_short` tells after a plan that the next in line waits for nothing but guarded blocks.
+    """
 
     def __init__(self, blocks: Blocks, limits: Limits) -> None:
         self.blocks, self.limits = blocks, limits
@@ -100,6 +104,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.parked: set[Sequence] = set()
         self.preemptions = 0
+        self.is_patient = False
+        self.is_short = False
 
     @property
     def is_full(self) -> bool:
@@ -147,6 +153,7 @@ class Scheduler:
     def plan(self, drafts: Mapping[Sequence, list[int]] | None = None) -> Plan:
         """Decide the next step. Every planned block is taken when this returns; `advance` must follow."""
         plan = Plan([], [])
+        self.is_short = False
         places, budget = self._plan_running(plan)
         if places > 0 and budget > 0:
             self._admit(plan, places, budget)
@@ -219,10 +226,16 @@ class Scheduler:
         while True:
             ids = self.blocks.find(sequence.chain)
             fresh = self.blocks.count_for(len(sequence.tokens)) - len(ids) + self._is_whole(sequence, ids)
-            if fresh + self.blocks.idle_among(ids) + len(self.running) <= self.blocks.free:
+            fits = fresh + self.blocks.idle_among(ids) + len(self.running) <= self.blocks.free
+            self.is_short = fits and self.is_patient and self._spoils(fresh, ids)
+            if fits and not self.is_short:
                 return ids
             if not self._strip_one(only_held=True):
                 return None
+
+    def _spoils(self, fresh: int, ids: list[int]) -> bool:
+        """Whether taking so many blocks beside those of a known prefix takes guarded ones."""
+        return fresh + self.blocks.spare_among(ids) + len(self.running) > self.blocks.spare
 
     def _is_whole(self, sequence: Sequence, ids: list[int]) -> bool:
         return len(ids) * self.blocks.block_tokens == len(sequence.tokens)

@@ -58,7 +58,7 @@ def test_guarded_blocks_are_taken_last() -> None:
         loan = lent(lending, tokens)
         assert loan is not None
         lending.settle(loan, 16)
-    lending.guard(chain(old), is_guarded=True)
+    lending.guard(chain(new), is_guarded=False)
 
     taken = [blocks.take() for _ in range(4)]
 
@@ -66,6 +66,23 @@ def test_guarded_blocks_are_taken_last() -> None:
     blocks.release(taken)
     lending.guard(chain(old), is_guarded=False)
     assert (blocks.spare, blocks.free) == (8, 8)
+
+
+def test_a_loan_takes_nothing_that_is_guarded() -> None:
+    """A restore never costs what is saved nowhere; there is room again once it was let go."""
+    blocks = Blocks(8, SIZE)
+    lending = Lending(blocks)
+    loan = lent(lending, TOKENS[:24])
+    assert loan is not None
+    lending.settle(loan, 24)
+
+    has_room = lending.has_room(chain(TOKENS[24:40]), spare=0)
+    part = lent(lending, TOKENS[24:40])
+    lending.guard(chain(TOKENS[:24]), is_guarded=False)
+
+    assert part is not None
+    assert (has_room, part.end, lending.known_tokens(chain(TOKENS[:24]))) == (False, 8, 24)
+    assert lending.has_room(chain(TOKENS[24:40]), spare=0)
 
 
 class Borrower:

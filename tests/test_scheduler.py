@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.engine.patience import LONGEST_S, Patience
 from batching.blocks import Blocks
 from batching.scheduler import Limits, Plan, Scheduler, Sequence
 
@@ -53,6 +54,46 @@ def test_no_more_run_than_the_batch_holds() -> None:
 
     assert len(s.waiting) == 1
     assert sequences[8] in {chunk.sequence for chunk in s.plan().chunks}
+
+
+def test_a_patient_line_waits_for_guarded_blocks() -> None:
+    """Nobody is admitted at the price of what is saved nowhere, before it is let go or patience ends."""
+    s = scheduler(blocks=4)
+    (first,) = arrive(s, [1] * 12)
+    step(s)
+    s.blocks.guard(s.blocks.find(first.chain), is_guarded=True)
+    s.leave(first)
+    (second,) = arrive(s, [2] * 9)
+    s.is_patient = True
+
+    waited, was_short = counts(step(s)), s.is_short
+    s.blocks.guard(s.blocks.find(first.chain), is_guarded=False)
+
+    assert (waited, was_short) == ([], True)
+    assert (counts(step(s)), s.is_short) == ([9], False)
+    assert second.table
+
+
+def test_an_impatient_line_takes_guarded_blocks() -> None:
+    """What cannot be saved in time does not hold up answers."""
+    s = scheduler(blocks=4)
+    (first,) = arrive(s, [1] * 12)
+    step(s)
+    s.blocks.guard(s.blocks.find(first.chain), is_guarded=True)
+    s.leave(first)
+    arrive(s, [2] * 9)
+
+    assert (counts(step(s)), s.is_short) == ([9], False)
+
+
+def test_patience_ends_without_progress_and_comes_back_with_it() -> None:
+    """Saving that gets on is waited for; a store that takes nothing is not."""
+    patience = Patience()
+    patience.note(1.0, is_short=True)
+
+    assert patience.lasts(0, 1.0 + LONGEST_S / 2)
+    assert not patience.lasts(0, 1.0 + LONGEST_S)
+    assert patience.lasts(1, 1.0 + LONGEST_S)
 
 
 def test_a_known_prefix_is_not_computed_again() -> None:

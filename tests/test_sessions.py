@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from backends.api import Message
-from tests.keeping import keeping, story
+from tests.keeping import Answered, Worker, keeping, story
 from tests.stores import RunningStore, store_running
 
 FIRST = (Message("system", story(30)), Message("user", "Which ship came first?"))
@@ -89,20 +91,30 @@ async def test_a_worker_killed_while_it_saves_leaves_nothing_wrong(tmp_path: Pat
     assert again.text == first.text
 
 
+async def each(worker: Worker, turns: Sequence[Sequence[Message]]) -> list[Answered]:
+    """Ask the next turns of several sessions, eight at once."""
+    free = asyncio.Semaphore(8)
+
+    async def one(number: int) -> Answered:
+        async with free:
+            return await worker.ask(turns[number], f"c{number}", session=str(number))
+
+    return await asyncio.gather(*(one(number) for number in range(len(turns))))
+
+
 @pytest.mark.slow
 async def test_more_sessions_than_memory_are_all_continued(tmp_path: Path) -> None:
-    """Twenty conversations where four fit: each second turn finds its first, in the worker or in the store."""
+    """Of twenty conversations, eight at once, where four fit, each second turn finds its first."""
     with store_running(tmp_path) as store:
         async with keeping(store.socket, tmp_path, kv_memory_bytes=34 << 20) as worker:
-            turns = {}
-            for number in range(20):
-                asked = (Message("user", story(22, f"harbour {number}")),)
-                turns[number] = (*asked, Message("assistant", (await worker.ask(asked, session=str(number))).text))
+            asked = [(Message("user", story(22, f"harbour {number}")),) for number in range(20)]
+            first = await each(worker, asked)
             await worker.counted("saves", 20)
-            answered = [
-                await worker.ask((*turn, Message("user", "Go on.")), session=str(number))
-                for number, turn in turns.items()
+            turns = [
+                (*before, Message("assistant", answer.text), Message("user", "Go on."))
+                for before, answer in zip(asked, first, strict=True)
             ]
+            answered = await each(worker, turns)
             counts = await worker.counted("restores")
 
     assert [each.usage.cached_tokens >= 256 for each in answered] == [True] * 20

@@ -19,6 +19,7 @@ from backends.engine.forms import Forms, parser_for, thoughts_in
 from backends.engine.grammar import Mask
 from backends.engine.keeping import Kv
 from backends.engine.layout import batch_of
+from backends.engine.patience import Patience
 from backends.engine.problems import TemplateError
 from backends.engine.runner import Runner
 from backends.engine.sampler import Choice, Rules, Sampler
@@ -107,6 +108,7 @@ class Engine:
         self._arrivals = 0
         self._pace: deque[float] = deque(maxlen=64)
         self._is_stalled = False  # nobody in line found blocks in the last step
+        self._patience = Patience()
         self.stats = Stats(slots=limits.max_batch, kv_blocks_total=runner.kv_blocks)
 
     @property
@@ -117,7 +119,12 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether a step would do nothing until something is submitted, resumed or given back."""
-        return self._scheduler.is_idle or (self._is_stalled and self.lending.is_lent)
+        return self._scheduler.is_idle or (self._is_stalled and (self.lending.is_lent or self._scheduler.is_short))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a newcomer waits for others' blocks to be saved; another thread may ask."""
+        return self._scheduler.is_short
 
     @property
     def unanswered(self) -> int:
@@ -154,8 +161,10 @@ class Engine:
         """Let a call stand in line; BackendError when the line is full."""
         call = prepared.call
         if call.id in self._calls:
+            self._let_go(prepared.restored)
             raise BackendError("rejected", f"a call with the id {call.id} is already running", code="duplicate_id")
         if self._scheduler.is_full:
+            self._let_go(prepared.restored)
             raise self._overloaded(now)
         answering = self._calls[call.id] = Answering(
             call,
@@ -185,7 +194,9 @@ class Engine:
 
     def step(self, now: float) -> list[Event]:
         """Compute one step; return what it brought for which call."""
+        self._scheduler.is_patient = self.keep is not None and self._patience.lasts(self.lending.progress, now)
         plan = self._scheduler.plan(self._drafts())
+        self._patience.note(now, is_short=self._scheduler.is_short)
         self._is_stalled = not plan.chunks
         scores = self._compute(plan)
         chosen, failed = self._choose(plan, scores)
@@ -270,11 +281,17 @@ class Engine:
 
     def _end(self, answer: Answer) -> None:
         """Free an answer's blocks; what they hold is kept for the session where sessions are on."""
+        self._let_go(answer.answering.restored)
         if self.keep is not None and (transcript := transcript_of(answer, self.blocks)) is not None:
             self.lending.guard(transcript.chain, is_guarded=True)
             self.keep(transcript)
         self._scheduler.leave(answer.sequence)
         self._answers.pop(answer.sequence, None)
+
+    def _let_go(self, restored: Restored) -> None:
+        """Guard no longer what was restored for a call that has ended."""
+        if restored.guarded:
+            self.lending.guard(restored.guarded, is_guarded=False)
 
     def _unfinished(self, call_id: str) -> list[Answer]:
         answering = self._calls.get(call_id)

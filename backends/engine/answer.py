@@ -50,11 +50,15 @@ class Tokenizer(Spelling, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The tokens of a prompt, from `start` to `end`, whose KV came from a tier."""
+    """The tokens of a prompt, from `start` to `end`, whose KV came from a tier.
+
+    `guarded` names the blocks that nobody else is to take before the call had its turn.
+    """
 
     start: int = 0
     end: int = 0
     tier: str = ""
+    guarded: tuple[bytes, ...] = ()
 
 
 NOTHING = Restored()

@@ -16,6 +16,7 @@ from backends.engine import Engine, Event
 from backends.engine.problems import CheckpointError
 
 Order = Callable[[Engine, float], None]
+SHORT_WAIT_S = 0.1  # how often who waits for blocks to be saved looks whether to wait on
 FAILURES = 3  # failed steps in a row after which the process is started anew rather than trusted
 
 
@@ -80,7 +81,7 @@ class EngineThread(threading.Thread):
         failures = 0
         while failures < FAILURES:
             if engine.is_idle:
-                self._ordered.wait()
+                self._ordered.wait(SHORT_WAIT_S if engine.is_short else None)
                 time.sleep(self._window_s)
             self._ordered.clear()
             events = self._obey(engine)

@@ -29,6 +29,10 @@ class Transcript:
         """How many whole chunks there are."""
         return len(self.tokens) // CHUNK_TOKENS
 
+    def goes_on_from(self, other: Transcript) -> bool:
+        """Whether all of another one's tokens begin this one."""
+        return self.chain[: len(other.chain)][-1:] == other.chain[-1:]
+
 
 def transcript_of(answer: Answer, blocks: Blocks) -> Transcript | None:
     """Make one of an answer whose KV is in blocks; None for less than a chunk, and for a prompt's further answers."""

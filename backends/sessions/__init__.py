@@ -72,10 +72,11 @@ class Sessions:
 
     async def restored(self, prepared: Prepared) -> Prepared:
         """Bring what is stored of a call's prompt into blocks, where that pays."""
+        self.watch()
         if len(prepared.prompts) != 1:
             return prepared
         restored = await self._restorer.restore(prepared.call.tenant, prepared.prompts[0])
-        if restored.end and self._is_rechecked():
+        if restored.end > restored.start and self._is_rechecked():
             # After the call has its place in the line: it does not wait for this.
             self._loop.call_soon(self._recheck, prepared.call.tenant, prepared.prompts[0][: restored.end])
         return replace(prepared, restored=restored)
@@ -83,7 +84,7 @@ class Sessions:
     def watch(self) -> None:
         """Save early while few blocks can be taken without losing what is saved nowhere."""
         blocks = self._engine.blocks
-        self._saver.press(is_pressed=blocks.spare * SPARE_SHARE < blocks.total)
+        self._saver.press(is_pressed=self._engine.is_short or blocks.spare * SPARE_SHARE < blocks.total)
 
     async def flush(self) -> None:
         """Save all that waits to be saved, before the process ends; not for ever."""
@@ -119,6 +120,7 @@ class Sessions:
 
     def _offer(self, transcript: Transcript) -> None:
         self._saver.offer(transcript)
+        self._restorer.roomy.set()
         self.watch()
 
     def _stepped(self, tokens: int, took_s: float) -> None:

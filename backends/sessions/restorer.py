@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 from backends.api import SessionCounts
@@ -32,6 +33,8 @@ from batching.blocks import chain_of, root_key
 from batching.lending import Loan
 from sessioncache.client import Found, Prefix, StoreClient, StoreError
 
+ROOM_TIMEOUT_S = 30.0  # how long to wait for blocks: who computes would have to wait for them as well
+LOOK_AGAIN_S = 0.25
 WINDOW = 3  # chunks on their way at once; all at once would bring the first one late
 LOOKUP_TIMEOUT_S = 2.0
 SPARE_SHARE = 8  # an eighth of all blocks stays free for those who run
@@ -52,6 +55,8 @@ class Restorer:
         self._kv, self._link, self._orders, self._rates, self._settings = kv, link, orders, rates, settings
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._flying: dict[bytes, asyncio.Event] = {}
+        self._next = asyncio.Lock()  # who waits for room first gets it first
+        self.roomy = asyncio.Event()
         self.counts = SessionCounts()
 
     async def restore(self, tenant: str, tokens: list[int]) -> Restored:
@@ -61,13 +66,16 @@ class Restorer:
             return NOTHING
         words = array("I", tokens[:whole])
         prefix = Prefix(tenant, self._kv.model, self._kv.codec.id, words)
+        chain = chain_of(root_key(tenant), words, self._kv.runner.block_tokens)
         try:
             async with self._alone(tenant, words), self._link.looked_up(prefix, LOOKUP_TIMEOUT_S) as (client, found):
-                chain = chain_of(root_key(tenant), words, self._kv.runner.block_tokens)
                 return await self._weighed(client, found, chain)
         except (StoreError, TimeoutError) as exc:
             self._failed("lookup", exc)
             return NOTHING
+        except asyncio.CancelledError:
+            self._orders.tell(lambda engine: engine.lending.guard(chain, is_guarded=False))
+            raise
 
     @asynccontextmanager
     async def _alone(self, tenant: str, words: array[int]) -> AsyncIterator[None]:
@@ -97,18 +105,40 @@ class Restorer:
             restore_s = self._rates.restore_s(found.tiers[first:], found.bytes[first:])
             return restore_s < self._rates.compute_s(stored - start)
 
-        def borrow(engine: Engine) -> tuple[Loan | None, int]:
+        loan, known = await self._borrowed(chain, worth)
+        if loan is not None:
+            return await self._filled(client, found, loan, chain, known)
+        self._count(recomputed_instead=int(known < stored))
+        return Restored(known, known, guarded=tuple(chain)) if known >= stored else NOTHING
+
+    async def _borrowed(self, chain: list[bytes], worth: Callable[[int], bool]) -> tuple[Loan | None, int]:
+        """Borrow blocks for what is not known of a chain, and wait for them a while; also say how much is known."""
+
+        def borrow(engine: Engine, *, whole: bool) -> tuple[Loan | None, int, bool]:
             spare = engine.blocks.total // SPARE_SHARE
+            known = engine.lending.known_tokens(chain)
+            fits = engine.lending.has_room(chain, spare=spare) or len(chain) + spare > engine.blocks.total
+            if whole and not fits and worth(known):
+                return None, known, False
             loan = engine.lending.lend(chain, unit=CHUNK_TOKENS, spare=spare, worth=worth)
-            return loan, engine.lending.known_tokens(chain)
+            if loan is None and known == len(chain) * engine.blocks.block_tokens:
+                engine.lending.guard(chain, is_guarded=True)
+            return loan, known, True
 
-        loan, known = await self._orders.ask(borrow, _returned)
-        if loan is None:
-            self._count(recomputed_instead=int(known < stored))
-            return NOTHING
-        return await self._filled(client, found, loan, known)
+        try:
+            async with asyncio.timeout(ROOM_TIMEOUT_S), self._next:
+                while True:
+                    self.roomy.clear()
+                    loan, known, is_final = await self._orders.ask(partial(borrow, whole=True), _returned)
+                    if is_final:
+                        return loan, known
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.roomy.wait(), LOOK_AGAIN_S)
+        except TimeoutError:
+            loan, known, _ = await self._orders.ask(partial(borrow, whole=False), _returned)
+            return loan, known
 
-    async def _filled(self, client: StoreClient, found: Found, loan: Loan, known: int) -> Restored:
+    async def _filled(self, client: StoreClient, found: Found, loan: Loan, chain: list[bytes], known: int) -> Restored:
         """Fill a loan as far as it goes, and settle it whatever happens."""
         loop, fetched, failure = asyncio.get_running_loop(), Fetched(), None
         began = loop.time()
@@ -125,12 +155,13 @@ class Restorer:
         if failure is not None:
             self._failed("fetch", failure)
         end = loan.start + fetched.chunks * CHUNK_TOKENS
+        guarded = tuple(chain[: end // self._kv.runner.block_tokens])
         if end <= known:
-            return NOTHING
+            return Restored(known, known, guarded=guarded)
         took_s = loop.time() - began
         self._count(restores=1, restored_tokens=end - known, restored_bytes=fetched.bytes, restore_s=took_s)
         first, last = loan.start // CHUNK_TOKENS, end // CHUNK_TOKENS
-        return Restored(known, end, colder(found.tiers[first:last]))
+        return Restored(known, end, colder(found.tiers[first:last]), guarded)
 
     async def _fill(self, client: StoreClient, found: Found, loan: Loan, fetched: Fetched) -> None:
         """Decode the chunks of a loan in order, while the next ones come."""
@@ -173,7 +204,7 @@ class Restorer:
         self.counts = replace(before, **{name: getattr(before, name) + value for name, value in more.items()})
 
 
-def _returned(engine: Engine, made: tuple[Loan | None, int]) -> None:
+def _returned(engine: Engine, made: tuple[Loan | None, int, bool]) -> None:
     """Give back what nobody waits for any more."""
     if made[0] is not None:
         engine.lending.settle(made[0], 0)

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from backends.api import SessionCounts
+from backends.engine import Engine
 from backends.engine.keeping import Kv
 from backends.engine.kvcodec import CHUNK_TOKENS
 from backends.engine.planning import SessionSettings
@@ -28,6 +29,7 @@ from backends.sessions.orders import Orders
 from sessioncache.client import Found, Prefix, StoreClient, StoreError
 
 MOST_WAITING = 1024
+HELD_AT_ONCE = 4  # chunks that are held and encoded while earlier ones are stored
 RETRY_AFTER_S = 5.0
 
 
@@ -62,8 +64,10 @@ class Saver:
     def offer(self, transcript: Transcript) -> None:
         """Let a transcript stand in line, in the place of an earlier one of its conversation."""
         now = asyncio.get_running_loop().time()
-        key = (transcript.tenant, transcript.session, transcript.chain[0])
-        self._line.pop(key, None)
+        key = (transcript.tenant, transcript.session, transcript.chain[-1])
+        for earlier, due in list(self._line.items()):
+            if earlier[:2] == key[:2] and transcript.goes_on_from(due.transcript):
+                del self._line[earlier]
         self._line[key] = Due(transcript, now + self._settings.write_behind_s, now + self._patience_s)
         if len(self._line) > MOST_WAITING:
             self._drop(self._line.popitem(last=False)[1])
@@ -88,7 +92,7 @@ class Saver:
             key, due = await self._next()
             try:
                 await self._save(due.transcript)
-            except (StoreError, TimeoutError) as exc:
+            except Exception as exc:  # noqa: BLE001 - the top of the task: a fault in one transcript ends no other's saving
                 self._failed(key, due, exc)
             else:
                 self._unguard(due.transcript)
@@ -119,8 +123,9 @@ class Saver:
     async def _save(self, transcript: Transcript) -> None:
         """Save the chunks that the store misses, as far as they are still in blocks; then note the session."""
         whole = await self._save_chunks(transcript, transcript.tokens)
-        if whole and whole < transcript.chunks:
+        if whole < transcript.chunks:
             self._count(dropped_saves=1)
+        if 0 < whole < transcript.chunks:
             await self._save_chunks(transcript, transcript.tokens[: whole * CHUNK_TOKENS])
 
     async def _save_chunks(self, transcript: Transcript, tokens: array[int]) -> int:
@@ -131,46 +136,65 @@ class Saver:
             began = loop.time()
             async with asyncio.timeout(self._settings.fetch_timeout_s):
                 missing = await client.missing(found.handle)
-            for chunk in missing:
-                if not await self._save_chunk(client, found, chunk, transcript):
-                    return chunk
+            for first in range(0, len(missing), HELD_AT_ONCE):
+                several = missing[first : first + HELD_AT_ONCE]
+                if (gone := await self._save_several(client, found, several, transcript)) is not None:
+                    return gone
             summary = {"tokens": len(tokens), "codec": self._kv.codec.id}
             async with asyncio.timeout(self._settings.fetch_timeout_s):
                 await client.note(found.handle, transcript.session, summary=summary)
             self._count(saves=1, save_s=loop.time() - began)
         return len(tokens) // CHUNK_TOKENS
 
-    async def _save_chunk(self, client: StoreClient, found: Found, chunk: int, transcript: Transcript) -> bool:
-        """Encode a chunk and store it; False when its blocks are gone."""
-        layers = await self._encoded(chunk, transcript)
-        if layers is None:
-            return False
-        async with asyncio.timeout(self._settings.fetch_timeout_s):
-            await client.save(found.handle, chunk, layers)
-        self._count(saved_tokens=CHUNK_TOKENS, saved_bytes=sum(map(len, layers)))
-        return True
+    async def _save_several(
+        self, client: StoreClient, found: Found, chunks: list[int], transcript: Transcript
+    ) -> int | None:
+        """Encode chunks and store them; return the first whose blocks are gone."""
+        held = await self._held(chunks, transcript)
+        saving = [
+            asyncio.create_task(self._save_chunk(client, found, chunk, ids))
+            for chunk, ids in zip(chunks, held, strict=True)
+            if ids is not None
+        ]
+        await asyncio.gather(*saving, return_exceptions=True)
+        for task in saving:
+            task.result()
+        return next((chunk for chunk, ids in zip(chunks, held, strict=True) if ids is None), None)
 
-    async def _encoded(self, chunk: int, transcript: Transcript) -> list[bytes] | None:
-        """Read a chunk's blocks beside the steps, holding them meanwhile."""
+    async def _held(self, chunks: list[int], transcript: Transcript) -> list[list[int] | None]:
+        """Hold the blocks of several chunks between two steps."""
         per_chunk = CHUNK_TOKENS // self._kv.runner.block_tokens
-        keys = transcript.chain[chunk * per_chunk : (chunk + 1) * per_chunk]
-        held = await self._orders.ask(
-            lambda engine: engine.lending.hold(keys), lambda engine, ids: engine.lending.release(ids or [])
-        )
-        if held is None:
-            return None
+        keys = [transcript.chain[chunk * per_chunk : (chunk + 1) * per_chunk] for chunk in chunks]
+
+        def hold(engine: Engine) -> list[list[int] | None]:
+            return [engine.lending.hold(each) for each in keys]
+
+        def release(engine: Engine, held: list[list[int] | None]) -> None:
+            for ids in held:
+                engine.lending.release(ids or [])
+
+        return await self._orders.ask(hold, release)
+
+    async def _save_chunk(self, client: StoreClient, found: Found, chunk: int, held: list[int]) -> None:
+        """Encode a chunk beside the steps, let go of its blocks, and store it."""
         thread = self._urgent if self._is_pressed else self._calm
         encoding = thread.submit(self._kv.encode, chunk, held)
         encoding.add_done_callback(lambda _: self._orders.tell(lambda engine: engine.lending.release(held)))
-        return await asyncio.wrap_future(encoding)
+        layers = await asyncio.wrap_future(encoding)
+        async with asyncio.timeout(self._settings.fetch_timeout_s):
+            await client.save(found.handle, chunk, layers)
+        self._count(saved_tokens=CHUNK_TOKENS, saved_bytes=sum(map(len, layers)))
 
     def _failed(self, key: tuple[str, str, bytes], due: Due, exc: Exception) -> None:
-        """Try again later, unless it has been refused or tried for too long, or a newer transcript stands in line."""
+        """Try again later, unless it has been refused or tried for too long, or one that goes on stands in line."""
         self._count(save_failures=1)
-        log("session.save_failed", error=str(exc) or type(exc).__name__)
+        log("session.save_failed", error=f"{type(exc).__name__}: {exc}")
         now = asyncio.get_running_loop().time()
-        is_final = isinstance(exc, StoreError) and exc.kind == "refused"
-        if is_final or key in self._line or now > due.until or self._is_pressed:
+        is_final = not isinstance(exc, StoreError | TimeoutError) or getattr(exc, "kind", "") == "refused"
+        later = [other for of, other in self._line.items() if of[:2] == key[:2]]
+        if any(other.transcript.goes_on_from(due.transcript) for other in later):
+            return
+        if is_final or now > due.until or self._is_flushing:
             self._drop(due)
         else:
             self._line[key] = replace(due, at=now + RETRY_AFTER_S)
