@@ -21,6 +21,7 @@ class Wire:
         address = urlsplit(url)
         self._host, self._port = address.hostname, address.port
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.url = ""
         self.fault = ""
 
@@ -30,8 +31,20 @@ class Wire:
         for writer in self._writers:
             writer.close()
 
-    async def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection."""
+    def accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection, until `aclose` at the latest."""
+        serving = asyncio.create_task(self._accepted(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    async def aclose(self) -> None:
+        """End every connection, and wait until all have ended."""
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
             with suppress(OSError, EOFError):
@@ -90,5 +103,5 @@ async def faulty(url: str) -> AsyncIterator[Wire]:
     try:
         yield wire
     finally:
-        wire.breaks("closed")
         server.close()
+        await wire.aclose()
