@@ -167,12 +167,13 @@ def _master_key(sessions: Sessions, environment: Mapping[str, str]) -> Iterator[
     elif sessions.enabled and (wrong := _wrong_keys(file, environment.get(MASTER_KEY_VARIABLE, ""))):
         yield Problem(path, f"{wrong}; {_MAKE_A_KEY}", reads=(path,))
     is_shared = sessions.enabled and (sessions.redis or sessions.store.startswith("s3:"))
-    if is_shared and not file and not environment.get(MASTER_KEY_VARIABLE):
+    if is_shared and not file and not sessions.encryption_key_command and not environment.get(MASTER_KEY_VARIABLE):
         where = "redis" if sessions.redis else "store"
         yield Problem(
             ("sessions", where),
             f"keeps conversations where others may read them, and there is no key to seal them with; set "
-            f"encryption_key_file or the environment variable {MASTER_KEY_VARIABLE}; {_MAKE_A_KEY}",
+            "encryption_key_file, encryption_key_command "
+            f"or the environment variable {MASTER_KEY_VARIABLE}; {_MAKE_A_KEY}",
             reads=(("sessions", "redis"), ("sessions", "store"), path),
         )
 

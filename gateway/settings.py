@@ -240,6 +240,9 @@ class Sessions:
     encryption_key_file: Annotated[
         str, FilePath(unless=""), Doc("Master keys, the current one first; empty is $TIDEGATE_MASTER_KEY or one made.")
     ] = ""
+    encryption_key_command: Annotated[
+        str, Doc("A command that prints such lines instead, asked once at the start; no shell reads it.")
+    ] = ""
     codec: Annotated[
         Literal["exact", "safe", "balanced", "dense"], Doc("How KV is compressed: without loss, or by a profile.")
     ] = "exact"

@@ -29,6 +29,7 @@ class StoreSettings:
     ttl_s         how long a session is idle before it is deleted
     tombstone_s   how long an erased session's name refuses late writes
     key_file      master keys, one "id:64 hex digits" a line, the current one first; else TIDEGATE_MASTER_KEY
+    key_command   a command that prints such lines, run once at the start: a key store's own program; no shell reads it
     """
 
     store: str
@@ -40,6 +41,7 @@ class StoreSettings:
     tombstone_s: float = 7 * 86400.0
     gc_every_s: float = 86400.0
     key_file: str | None = None
+    key_command: str | None = None
 
     @property
     def is_shared(self) -> bool:
@@ -91,7 +93,7 @@ def cold_of(store: str) -> str | S3Settings:
 def _check(name: str, value: Any) -> None:
     if name in {"store", "state_dir"}:
         return
-    if name in {"redis_url", "key_file"}:
+    if name in {"redis_url", "key_file", "key_command"}:
         if value is not None and not isinstance(value, str):
             raise SettingsError(f"{name} must be text or null, not {value!r}")
     elif type(value) not in {int, float} or value <= 0 or (name == "memory_bytes" and type(value) is not int):

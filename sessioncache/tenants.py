@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -29,6 +31,7 @@ BELIEVED_S = 60.0
 OPERATOR = "\0operator"  # whose secret names the chunks of prompts that all tenants share; no tenant has this name
 KEY_VARIABLE = "TIDEGATE_MASTER_KEY"
 KEY_NAME = "master.key"
+KEY_COMMAND_S = 30.0
 
 
 def place_of(tenant: str) -> str:
@@ -98,13 +101,16 @@ class Tenants:
 
 def master_of(settings: StoreSettings, environment: Mapping[str, str] = os.environ) -> Master:
     """Find the master keys, or make one where nothing leaves this machine; VaultError says what to do."""
+    if settings.key_command is not None:
+        return _parsed(_told_by(settings.key_command), "what key_command prints")
     if settings.key_file is not None:
         return _parsed(_file(Path(settings.key_file)), f"key_file {settings.key_file}")
     if given := environment.get(KEY_VARIABLE, ""):
         return _parsed(given.replace(",", "\n"), KEY_VARIABLE)
     if settings.is_shared:
         raise VaultError(
-            f"Redis or S3 is configured without a master key; set {KEY_VARIABLE} or encryption_key_file "
+            f"Redis or S3 is configured without a master key; set {KEY_VARIABLE}, encryption_key_file "
+            "or encryption_key_command "
             '(make a key with: python -c "import secrets; print(secrets.token_hex(32))")'
         )
     return _parsed(_own_key(Path(settings.state_dir) / KEY_NAME), KEY_NAME)
@@ -121,6 +127,18 @@ def _own_key(path: Path) -> str:
         out.flush()
         os.fsync(out.fileno())
     return made
+
+
+def _told_by(command: str) -> str:
+    """Run a command and return what it prints; what it says on standard error stays in our log."""
+    try:
+        asked = shlex.split(command)
+        done = subprocess.run(  # noqa: S603 - the operator's own command, and no shell
+            asked, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=KEY_COMMAND_S, check=True, text=True
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+        raise VaultError(f"key_command {command.split()[:1]} gave no key: {type(exc).__name__}") from exc
+    return done.stdout
 
 
 def _file(path: Path) -> str:

@@ -66,6 +66,13 @@ def test_what_leaves_the_machine_needs_a_key(tmp_path: Path, shared: dict[str, s
     assert master_of(settings, {"TIDEGATE_MASTER_KEY": f"{NEW},{OLD}"}).current == "2"
 
 
+@pytest.mark.parametrize("command", ["/no/such/program", "false", "echo no key", "echo '"])
+def test_a_command_that_prints_no_key_is_refused(command: str) -> None:
+    """Nothing is sealed with what was not meant as a key."""
+    with pytest.raises(VaultError, match="key_command"):
+        master_of(StoreSettings("file:/x", "/x", key_command=command), {})
+
+
 def test_a_folder_alone_has_a_key_made_for_it(tmp_path: Path) -> None:
     """Once, for this user alone."""
     settings = StoreSettings("file:/x", str(tmp_path / "state"))

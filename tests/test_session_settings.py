@@ -66,6 +66,7 @@ def test_shared_tiers_need_a_key(read: Read, text: str) -> None:
 
     assert read(text, TIDEGATE_MASTER_KEY="1" * 64).sessions.enabled
     assert not read(f"enabled = false\n{text}").sessions.enabled
+    assert read(f'{text}\nencryption_key_command = "cat keys"').sessions.enabled
 
 
 @pytest.mark.parametrize(

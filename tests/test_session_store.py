@@ -168,6 +168,22 @@ async def test_a_wrong_master_key_reads_nothing_and_deletes_nothing(tmp_path: Pa
             assert await restored(client, prefix(1)) == ["cold"]
 
 
+async def test_a_master_key_is_replaced_while_sessions_stay(tmp_path: Path) -> None:
+    """The new one first in what the key command prints; once the store has started with both, the old one may go."""
+    keys, wrapped = tmp_path / "keys", tmp_path / "cold" / "keys"
+    old, new = (f"{number}:{str(number) * 64}\n" for number in (1, 2))
+    for given in (old, new + old, new):
+        keys.write_text(given)
+        with store_running(tmp_path, key_command=f"cat {keys}") as store:
+            async with client_of(store) as client, asyncio.timeout(20):
+                if given == old:
+                    await saved(client, prefix(1))
+                assert len(await restored(client, prefix(1))) == 1
+                current = f'"key_id\\":\\"{given[0]}\\"'
+                while not all(current in path.read_text() for path in wrapped.iterdir()):
+                    await client.stats()
+
+
 async def test_two_stores_race_on_one_session(tmp_path: Path) -> None:
     """Every note of both is taken; the session is what one of them said last."""
     with store_running(tmp_path) as one, store_running(tmp_path) as other:

@@ -122,6 +122,7 @@ def store_settings(sessions: Sessions, environment: Mapping[str, str] = os.envir
         "cold_after_s": sessions.cold_after_s,
         "ttl_s": sessions.ttl_s,
         "key_file": sessions.encryption_key_file or None,
+        "key_command": sessions.encryption_key_command or None,
     }
 
 
