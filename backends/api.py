@@ -310,9 +310,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One running endpoint of a release of a model; `id` is unique in this gateway and stays over restarts."""
+    """One running endpoint of a release of a model; `id` is unique in this gateway and stays over restarts.
+
+    stabilises  whether calls reach it with their prompts stabilised
+    """
 
     id: str
     model: str
     release: str
     backend: Backend
+    stabilises: bool = False

@@ -1,6 +1,6 @@
 """An agent's conversation turn by turn: how many tokens of each prompt are computed, and what the diagnosis says.
 
-    make bench-agent    # a minute or two
+    make bench-agent    # about two minutes
 
 Ten turns with one line in the middle of the system prompt changed at turn 5; then with a line that tells the time,
 other each turn, as it is sent and with stabilise_prompt. The 64 KB of OpenClaw's requests do not fit the embedded

@@ -14,12 +14,14 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from gateway.cli import parser
 from gateway.metrics import Metrics
+from gateway.storemetrics import StoreSeries
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("gateway", "gateway/dialects", "gateway/openapi", "gateway/control", "gateway/admin")
@@ -57,13 +59,23 @@ def first_sentence(text: str) -> str:
 def metrics_table() -> str:
     """List every series with its kind, labels and help."""
     lines = ["| series | kind | labels | what it says |", "|---|---|---|---|"]
-    for series in vars(Metrics()).values():
-        if isinstance(series, MetricWrapperBase):
-            (family,) = series.describe()
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            labels = ", ".join(f"`{label}`" for label in series._labelnames)  # noqa: SLF001 - it has no public name
-            lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    for series in (*series_of(Metrics()), *series_of(StoreSeries(CollectorRegistry()))):
+        (family,) = series.describe()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in series._labelnames)  # noqa: SLF001 - it has no public name
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
     return "\n".join(lines)
+
+
+def series_of(owner: object) -> Iterator[MetricWrapperBase]:
+    """Yield the series among an object's fields, and those in its dictionaries."""
+    for each in vars(owner).values():
+        yield from (one for one in (each.values() if isinstance(each, dict) else [each]) if is_series(one))
+
+
+def is_series(thing: object) -> TypeGuard[MetricWrapperBase]:
+    """Whether a thing is a Prometheus series."""
+    return isinstance(thing, MetricWrapperBase)
 
 
 def commands() -> str:

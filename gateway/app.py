@@ -34,6 +34,7 @@ _LAST_WORDS_S = 2.0
 _ALARMING = {
     *("worker.died", "worker.restarting", "worker.stderr", "upstream.down"),
     *("store.died", "store.restarting", "store.stderr", "store.failed", "store.pass_failed", "store.drain_cut_off"),
+    "store.tier_failing",
 }
 
 
@@ -58,6 +59,7 @@ class Gateway:
             readiness=self._readiness,
             metrics=self._metrics,
             log=log,
+            store_stats=self._pool.store.stats if self._pool.store else None,
         )
         release = version("tidegate")
         cors = Cors(server.cors_origins)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from backends.api import BackendError, Call, Delta, Health, Replica
 from gateway.auth import Tenants
@@ -53,6 +53,7 @@ class RequestPath:
     log: Log
     outstanding: Outstanding = field(default_factory=Outstanding)
     turns: LastTurns = field(default_factory=LastTurns)
+    store_stats: Callable[[], Awaitable[Mapping[str, Any] | None]] | None = None
 
     async def handle(self, dialect: Dialect, exchange: Exchange) -> None:
         """Answer one call: who asks, what for, who can answer, and then piece by piece what they say."""
@@ -109,7 +110,6 @@ class RequestPath:
         session = session_of(exchange.headers, call.body, tenant=tenant.name)
         record.session = session.id if session else None
         traceparent = traceparent_of(exchange.headers)
-        call = stabilised(call) if model.stabilise_prompt else call
         return replace(call, session=record.session, traceparent=traceparent), model
 
     async def _answer(self, model: Model, reply: Reply, record: Record, attempt: Attempt) -> None:
@@ -144,7 +144,7 @@ class RequestPath:
 
     async def _relay(self, replica: Replica, dialect: Dialect, call: Call, reply: Reply) -> None:
         """Give the replica's answer to the client; leaving early, for whatever reason, cancels it there."""
-        stream = cast("AsyncGenerator[Delta]", replica.backend.stream(call))
+        stream = cast("AsyncGenerator[Delta]", replica.backend.stream(_read_by(replica, call)))
         try:
             with self.outstanding.given(replica.id, call.sequences):
                 async with aclosing(stream) as deltas:
@@ -158,8 +158,13 @@ class RequestPath:
 
     async def _put(self, replica: Replica, question: Question, call: Call, reply: Reply) -> None:
         """Give the replica's answer to a question to the client."""
-        told = await question.ask(call, replica.backend)
+        told = await question.ask(_read_by(replica, call), replica.backend)
         await reply.tell(told.body, told.usage)
+
+
+def _read_by(replica: Replica, call: Call) -> Call:
+    """Return the call as a replica shall read it."""
+    return stabilised(call) if replica.stabilises else call
 
 
 def _bug(request_id: str) -> Refusal:

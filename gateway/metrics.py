@@ -5,14 +5,15 @@ Refuses to know what the numbers are used for. Labels are bounded: models, tenan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from backends.api import Health, Usage
+from gateway.storemetrics import StoreSeries
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _CALL = ("model", "tenant")
@@ -103,6 +104,13 @@ class Metrics:
         self.worker_restarts = Counter(
             "tidegate_worker_restarts_total", "Workers started again after they died.", _REPLICA, registry=registry
         )
+
+        self.store: StoreSeries | None = None  # without a session store there is nothing to tell
+
+    def observe_store(self, stats: Mapping[str, Any] | None) -> None:
+        """Take over what the session store tells; None when it does not answer."""
+        self.store = self.store or StoreSeries(self.registry)
+        self.store.observe(stats)
 
     def observe_replicas(self, loads: Iterable[tuple[str, str, Health]]) -> None:
         """Take over the loads of replicas, as (model, replica, health)."""

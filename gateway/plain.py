@@ -56,8 +56,10 @@ async def ready(exchange: Exchange, loads: Iterable[tuple[str, str, Health]]) ->
 
 
 async def series(exchange: Exchange, path: RequestPath) -> None:
-    """Write all metrics, the replicas' as they are now."""
+    """Write all metrics, the replicas' and the session store's as they are now."""
     path.metrics.observe_replicas(await path.health())
+    if path.store_stats is not None:
+        path.metrics.observe_store(await path.store_stats())
     headers = {"content-type": metrics.CONTENT_TYPE, **id_headers(request_id_of(exchange.headers))}
     await respond(exchange, 200, headers, path.metrics.text())
 

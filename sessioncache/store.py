@@ -34,7 +34,7 @@ from sessioncache.redis import RedisSettings, open_redis
 from sessioncache.s3 import open_s3
 from sessioncache.sessions import Sessions
 from sessioncache.settings import SettingsError, StoreSettings, cold_of, settings_of
-from sessioncache.shelf import Shelf
+from sessioncache.shelf import Place, Shelf
 from sessioncache.stream import Stream
 from sessioncache.tenants import Tenants, master_of
 from sessioncache.tiers import ColdTier, FolderTier, MemoryTier, Tier
@@ -44,6 +44,10 @@ EX_CONFIG = 78
 MOST_CONNECTIONS = 64
 SEALING_THREADS = 2
 LOOK_EVERY_S, DRAIN_S = 5.0, 20.0
+_DO: dict[Place, str] = {
+    "redis": "answers go on, sessions go to the cold tier; see that the Redis of [sessions] redis runs",
+    "cold": "answers go on, idle sessions stay in memory and Redis; see that [sessions] store can be written",
+}
 
 
 def log(event: str, **fields: object) -> None:
@@ -63,6 +67,8 @@ class Store:
         prefixes = Prefixes(shelf, tenants, beside)
         self._answers = Answers(prefixes, sessions, self._moves, Transfer(prefixes, sessions))
         self._ended = asyncio.Event()
+        self._failing: set[Place] = set()
+        self._errors: dict[str, str] = {}
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until told to end, then write what would be lost."""
@@ -101,6 +107,7 @@ class Store:
                 if await self._pass(name, act):
                     del starting[name]
             await asyncio.sleep(min(LOOK_EVERY_S, self._settings.cold_after_s / 4))
+            self._tell_tiers()
             await self._pass("notes", self._moves.sessions.write_waiting)
             await self._pass("keep", self._moves.keep)
             await self._pass("erase", self._moves.sessions.erasing.go_on)
@@ -109,12 +116,24 @@ class Store:
                 collected_s = time.monotonic()
                 await self._pass("gc", self._moves.collect)
 
+    def _tell_tiers(self) -> None:
+        """Say once that a tier fails, and once that it is back."""
+        failing = {place for place in self._shelf.durable if self._shelf.is_failing(place)}
+        for place in sorted(failing - self._failing):
+            log("store.tier_failing", tier=place, do=_DO[place])
+        for place in sorted(self._failing - failing):
+            log("store.tier_back", tier=place)
+        self._failing = failing
+
     async def _pass(self, name: str, act: Callable[[], Awaitable[object]]) -> bool:
         try:
             await act()
         except (TierError, ChunkError, VaultError) as exc:
-            log("store.pass_failed", passed=name, error=str(exc))
+            if self._errors.get(name) != str(exc):  # once: it is tried again every few seconds
+                self._errors[name] = str(exc)
+                log("store.pass_failed", passed=name, error=str(exc))
             return False
+        self._errors.pop(name, None)
         return True
 
     async def _drain(self) -> None:

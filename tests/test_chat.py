@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from backends.api import BackendError, Delta, Usage
+from backends.api import BackendError, Delta, Replica, Usage
 from gateway.dialects.openai import Chat
 from gateway.questions import CountTokens
 from gateway.settings import TenantSettings
@@ -220,6 +222,23 @@ async def test_the_least_loaded_replica_is_asked() -> None:
     await asyncio.wait({asking})
 
     assert (busy.calls, idle.calls) == (1, 2)
+
+
+async def test_a_prompt_is_stabilised_for_the_replicas_that_want_it_alone() -> None:
+    """What another server gets, in whatever dialect, is what the client has sent."""
+    ours, theirs = Scripted(BackendError("unreachable", "gone", retryable=True)), Scripted(*HELLO)
+    bench = Bench(ours, theirs)
+    replicas = cast("list[Replica]", bench.path.replicas())
+    replicas[0] = replace(replicas[0], stabilises=True)
+    lines = ["It is now 10:04.", "Be brief."]
+
+    await bench.ask(chat(messages=[{"role": "system", "content": "\n".join(lines)}, {"role": "user", "content": "a"}]))
+
+    assert ours.asked is not None
+    assert theirs.asked is not None
+    assert ours.asked.messages[0].text == "\n".join(reversed(lines))
+    assert theirs.asked.messages[0].text == "\n".join(lines)
+    assert ours.asked.body == theirs.asked.body
 
 
 async def test_a_foreign_model_does_not_exist() -> None:

@@ -27,6 +27,24 @@ def test_what_workers_do_about_sessions_is_told_by_replica() -> None:
         assert metrics.registry.get_sample_value(series, {"model": "m", "replica": "m/1"}) is None
 
 
+def test_what_the_session_store_tells_is_told_by_tier() -> None:
+    """A tier that it names has its series; while it does not answer its last numbers stay, and it is down."""
+    metrics = Metrics()
+    assert b"tidegate_store" not in metrics.text()
+
+    tiers = {"memory": {"bytes": 7, "chunks": 1}, "redis": {"bytes": None, "failing": True}}
+    metrics.observe_store({"tiers": tiers, "counts": {"hits.memory": 3, "failed.redis": 2, "misses": 4}})
+    metrics.observe_store(None)
+
+    value = metrics.registry.get_sample_value
+    memory, redis = {"tier": "memory"}, {"tier": "redis"}
+    assert (value("tidegate_store_bytes", memory), value("tidegate_store_bytes", redis)) == (7, 0)
+    assert (value("tidegate_store_hits", memory), value("tidegate_store_failed", redis)) == (3, 2)
+    assert (value("tidegate_store_failing", redis), value("tidegate_store_misses")) == (1, 4)
+    assert value("tidegate_store_hits", {"tier": "cold"}) is None
+    assert value("tidegate_store_up") == 0
+
+
 def test_every_series_is_ours_and_has_a_help_text() -> None:
     """All names begin with tidegate_ and explain themselves."""
     families = list(text_string_to_metric_families(Metrics().text().decode()))

@@ -82,6 +82,21 @@ async def test_a_session_that_grew_too_old_may_come_back(tmp_path: Path) -> None
             assert await saved(client, prefix(1, first=9000)) == name
 
 
+async def test_a_tier_that_is_away_is_told_once(tmp_path: Path) -> None:
+    """With what to do; not again with each failure, nor with each look at what is due."""
+    with redis_running(tmp_path) as redis, store_running(tmp_path, redis_url=redis.url, cold_after_s=0.1) as store:
+        async with client_of(store) as client:
+            redis.process.kill()
+            redis.process.wait()
+            found = await client.lookup(prefix(1))
+            async with asyncio.timeout(PATIENCE_S):
+                while "store.tier_failing" not in store.log.read_text():
+                    await client.missing(found.handle)
+
+    assert store.log.read_text().count("store.tier_failing") == 1
+    assert "see that the Redis of [sessions] redis runs" in store.log.read_text()
+
+
 async def test_redis_killed_and_back_loses_nothing(tmp_path: Path) -> None:
     """Calls go on meanwhile; what only memory has then is written to the cold tier as the store ends."""
     with redis_running(tmp_path) as redis, store_running(tmp_path, redis_url=redis.url) as store:

@@ -50,7 +50,9 @@ def kept(served: Served) -> str:
 @contextmanager
 def clerk(folder: Path, sessions: str = "") -> Iterator[Served]:
     """Serve the model with a worker that is ready."""
-    with serving(folder, models=SMOLLM2, rest=f"[sessions]\n{QUICK}{sessions}\n") as served:
+    with serving(
+        folder, models=SMOLLM2, server='ping_interval = "60s"', rest=f"[sessions]\n{QUICK}{sessions}\n"
+    ) as served:
         served.event("worker.ready")
         yield served
 
@@ -73,6 +75,7 @@ def test_a_stream_and_the_command_say_what_became_of_a_prompt(tmp_path: Path) ->
     with clerk(tmp_path) as served:
         first = asked(served, "Where is paper 7?")
         second = asked(served, "Where is paper 14?")
+        series = get(served, "/metrics")[1].decode()
         third = asked(served, "Where is paper 14?", system=SYSTEM.replace("Rule 40: file", "Rule 40: burn"))
         shown = json.loads(command(served, tmp_path, "show", kept(served)))
 
@@ -87,6 +90,7 @@ def test_a_stream_and_the_command_say_what_became_of_a_prompt(tmp_path: Path) ->
     assert [f"cached={turn['cached_tokens']}" for turn in turns] == heads
     assert all(turn["cached_tokens"] + turn["computed_tokens"] == turn["prompt_tokens"] for turn in turns)
     assert {chunk["tier"] for chunk in shown["chunks"]} <= {"memory", "cold"}
+    assert "tidegate_store_up 1.0" in series
 
 
 def test_a_session_that_was_exported_and_erased_comes_back_by_import_alone(tmp_path: Path) -> None:

@@ -135,7 +135,13 @@ class Pool:
             path, told = run_dir / "workers" / "store.sock", store_settings(config.sessions)
             self.store = StoreKeeper(path, told, config.worker, events)
         self.replicas: Sequence[Replica] = [
-            Replica(replica_id, model.name, release.name, self._backend(replica_id, model, release))
+            Replica(
+                replica_id,
+                model.name,
+                release.name,
+                self._backend(replica_id, model, release),
+                stabilises=model.stabilise_prompt and not release.url,
+            )
             for replica_id, model, release in slots(config)
         ]
 

@@ -13,6 +13,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from secrets import SystemRandom
+from typing import Any
 from urllib.parse import urlencode
 
 from gateway.config import Config, Sessions, WorkerSettings
@@ -22,7 +23,7 @@ from sessioncache.client import StoreClient, StoreError
 
 Events = Callable[[str, dict[str, object]], None]
 END_PATIENCE_S = 25.0  # longer than a store takes at most to write what would be lost
-ASK_TIMEOUT_S = 60.0
+STATS_TIMEOUT_S = 1.0
 
 
 class StoreKeeper:
@@ -63,6 +64,14 @@ class StoreKeeper:
             await self._client.aclose()
         self._client = await StoreClient.connect(self.path)
         return self._client
+
+    async def stats(self) -> dict[str, Any] | None:
+        """Return what the store holds and has counted; None when it does not answer soon."""
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await (await self.client()).stats()
+        except (StoreError, TimeoutError):
+            return None
 
     async def _keep(self) -> None:
         loop, deaths = asyncio.get_running_loop(), 0
