@@ -5,26 +5,28 @@ Refuses to know clocks, stores and engines. Pure.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from backends.engine.kvcodec import CHUNK_TOKENS
 
-MEMORY = 0.8  # how much of what was learnt is left after another measurement
+REMEMBERED = 5  # measurements; of these the middle one counts, so that one that was disturbed changes nothing
 LEAST_DEADLINE_S = 0.25  # below this a deadline measures the scheduler of the machine
 
 
 class Rate:
-    """So much a second, as a moving average that begins with a guess."""
+    """So much a second: the median of the last measurements, among which a guess counts as the first two."""
 
     def __init__(self, guess: float) -> None:
-        self.per_s, self._is_guess = guess, True
+        self.per_s = guess
+        self._measured = deque([guess, guess], REMEMBERED)
 
     def learn(self, amount: float, took_s: float) -> None:
-        """Take note of a measurement; the first one replaces the guess."""
-        measured = amount / max(took_s, 1e-6)
-        self.per_s = measured if self._is_guess else MEMORY * self.per_s + (1 - MEMORY) * measured
-        self._is_guess = False
+        """Take note of a measurement."""
+        self._measured.append(amount / max(took_s, 1e-6))
+        self.per_s = median(self._measured)
 
 
 @dataclass(slots=True)

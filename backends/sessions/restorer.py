@@ -35,6 +35,7 @@ from sessioncache.client import Found, Prefix, StoreClient, StoreError
 
 ROOM_TIMEOUT_S = 30.0  # how long to wait for blocks: who computes would have to wait for them as well
 LOOK_AGAIN_S = 0.25
+TRIED_ANYWAY = 8  # one restore in so many that seem not to pay is done, or what was measured once would stay for ever
 WINDOW = 3  # chunks on their way at once; all at once would bring the first one late
 LOOKUP_TIMEOUT_S = 2.0
 SPARE_SHARE = 8  # an eighth of all blocks stays free for those who run
@@ -57,6 +58,7 @@ class Restorer:
         self._flying: dict[bytes, asyncio.Event] = {}
         self._next = asyncio.Lock()  # who waits for room first gets it first
         self.roomy = asyncio.Event()
+        self._declined = 0  # restores that seemed not to pay since the last one that was done
         self.counts = SessionCounts()
 
     async def restore(self, tenant: str, tokens: list[int]) -> Restored:
@@ -99,15 +101,18 @@ class Restorer:
         if not stored:
             return NOTHING
         chain = chain[: stored // self._kv.runner.block_tokens]
+        is_tried = self._declined >= TRIED_ANYWAY - 1
 
         def worth(start: int) -> bool:
             first = start // CHUNK_TOKENS
             restore_s = self._rates.restore_s(found.tiers[first:], found.bytes[first:])
-            return restore_s < self._rates.compute_s(stored - start)
+            return is_tried or restore_s < self._rates.compute_s(stored - start)
 
         loan, known = await self._borrowed(chain, worth)
         if loan is not None:
+            self._declined = 0
             return await self._filled(client, found, loan, chain, known)
+        self._declined += known < stored
         self._count(recomputed_instead=int(known < stored))
         return Restored(known, known, guarded=tuple(chain)) if known >= stored else NOTHING
 
