@@ -33,9 +33,14 @@ def chain_key(parent: bytes, tokens: Sequence[int]) -> bytes:
 def chain_of(root: bytes, tokens: Sequence[int], block_tokens: int) -> list[bytes]:
     """Name all full blocks of some tokens."""
     chain: list[bytes] = []
-    for start in range(0, len(tokens) - block_tokens + 1, block_tokens):
-        chain.append(chain_key(chain[-1] if chain else root, tokens[start : start + block_tokens]))
+    extend_chain(chain, root, tokens, block_tokens)
     return chain
+
+
+def extend_chain(chain: list[bytes], root: bytes, tokens: Sequence[int], block_tokens: int) -> None:
+    """Name the full blocks of some tokens of which the first have their names already."""
+    for start in range(len(chain) * block_tokens, len(tokens) - block_tokens + 1, block_tokens):
+        chain.append(chain_key(chain[-1] if chain else root, tokens[start : start + block_tokens]))
 
 
 class Blocks:

@@ -20,7 +20,7 @@ from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from batching.blocks import ROOT_KEY, Blocks, chain_key
+from batching.blocks import ROOT_KEY, Blocks, extend_chain
 from batching.queue import Queue
 
 
@@ -310,6 +310,4 @@ class Scheduler:
 
     def _extend_chain(self, sequence: Sequence) -> None:
         """Name the full blocks of the tokens that have come since."""
-        chain, size = sequence.chain, self.blocks.block_tokens
-        for start in range(len(chain) * size, len(sequence.tokens) - size + 1, size):
-            chain.append(chain_key(chain[-1] if chain else sequence.root, sequence.tokens[start : start + size]))
+        extend_chain(sequence.chain, sequence.root, sequence.tokens, self.blocks.block_tokens)

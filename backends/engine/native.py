@@ -134,7 +134,7 @@ class NativeRunner:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy one KV block over all layers (copy-on-write)."""
-        cpu.check(cpu.library().tg_copy_block(self._engine, source, target), "copy_block")
+        cpu.check(library().tg_copy_block(self._engine, source, target), "copy_block")
 
     @property
     def weight_bytes(self) -> int:
@@ -155,7 +155,7 @@ class NativeRunner:
         """Stop the threads and free the library's memory; calling it twice is fine."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            cpu.library().tg_close(engine)
+            library().tg_close(engine)
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +191,7 @@ class NativeRunner:
             None if chosen is None else chosen.ctypes.data,
             None if shown is None else shown.ctypes.data,
         )
-        cpu.check(cpu.library().tg_step(self._engine, ctypes.addressof(step)), "step")
+        cpu.check(library().tg_step(self._engine, ctypes.addressof(step)), "step")
 
     def _opened(self) -> int:
         if self._engine is None:
@@ -201,7 +201,7 @@ class NativeRunner:
     def _open(self, model: cpu.Model, threads: int, isa: cpu.Isa) -> int | None:
         count = threads or len(cpu.allowed_cores())
         engine = ctypes.c_void_p()
-        opened = cpu.library().tg_open(ctypes.byref(model), cpu.ISA[isa], count, ctypes.byref(engine))
+        opened = library().tg_open(ctypes.byref(model), cpu.ISA[isa], count, ctypes.byref(engine))
         cpu.check(opened, "open")
         return engine.value
 

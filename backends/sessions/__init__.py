@@ -22,7 +22,7 @@ from backends.sessions.orders import Orders
 from backends.sessions.recheck import COMPARED, recheck
 from backends.sessions.restorer import Restorer
 from backends.sessions.saver import Saver
-from batching.blocks import chain_of, root_key
+from backends.sessions.tally import Tally
 
 PREFILL_TOKENS = 64  # a step of fewer tokens says little about how fast prompts are computed
 SPARE_SHARE = 4  # below a quarter of blocks that can be taken without loss, saving does not wait
@@ -35,11 +35,11 @@ class Sessions:
     def __init__(self, engine: Engine, kv: Kv, thread: EngineThread, settings: SessionSettings) -> None:
         self._loop = asyncio.get_running_loop()
         self._engine, self._diagnosis, self._rates = engine, Diagnosis(), Rates()
-        self._recheck_every, self._checks = settings.recheck_every, SessionCounts()
+        self._recheck_every, self._tally = settings.recheck_every, Tally()
         self._orders = Orders(thread)
         link = Link(settings.store)
-        self._restorer = Restorer(kv, link, self._orders, self._rates, settings)
-        self._saver = Saver(kv, link, self._orders, settings)
+        self._restorer = Restorer(kv, link, self._orders, self._rates, self._tally, settings)
+        self._saver = Saver(kv, link, self._orders, self._tally, settings)
         engine.keep = self._kept
         thread.stepped = self._stepped
         self._saving = asyncio.create_task(self._saver.run())
@@ -48,20 +48,7 @@ class Sessions:
     @property
     def counts(self) -> SessionCounts:
         """All that was done."""
-        restored, saved = self._restorer.counts, self._saver.counts
-        return replace(
-            restored,
-            saves=saved.saves,
-            saved_tokens=saved.saved_tokens,
-            saved_bytes=saved.saved_bytes,
-            save_s=saved.save_s,
-            save_failures=saved.save_failures,
-            dropped_saves=saved.dropped_saves,
-            waiting_saves=self._saver.waiting,
-            rechecks=self._checks.rechecks,
-            recheck_tokens=self._checks.recheck_tokens,
-            recheck_disagreements=self._checks.recheck_disagreements,
-        )
+        return replace(self._tally.counts, waiting_saves=self._saver.waiting)
 
     def diagnosed(self, prepared: Prepared) -> Prepared:
         """Add where the prompt parts from its session's last one; from the thread that makes tokens."""
@@ -78,7 +65,7 @@ class Sessions:
         restored = await self._restorer.restore(prepared.call.tenant, prepared.prompts[0])
         if restored.end > restored.start and self._is_rechecked():
             # After the call has its place in the line: it does not wait for this.
-            self._loop.call_soon(self._recheck, prepared.call.tenant, prepared.prompts[0][: restored.end])
+            self._loop.call_soon(self._recheck, prepared.prompts[0][: restored.end], restored.guarded)
         return replace(prepared, restored=restored)
 
     def watch(self) -> None:
@@ -96,11 +83,9 @@ class Sessions:
 
     def _is_rechecked(self) -> bool:
         every = self._recheck_every
-        return bool(every) and (self._restorer.counts.restores - 1) % every == 0
+        return bool(every) and (self._tally.counts.restores - 1) % every == 0
 
-    def _recheck(self, tenant: str, tokens: list[int]) -> None:
-        chain = chain_of(root_key(tenant), tokens, self._engine.blocks.block_tokens)
-
+    def _recheck(self, tokens: list[int], chain: tuple[bytes, ...]) -> None:
         def order(engine: Engine) -> None:
             if (differing := recheck(engine, tokens, chain)) is not None:
                 self._loop.call_soon_threadsafe(self._rechecked, differing)
@@ -108,10 +93,7 @@ class Sessions:
         self._orders.tell(order)
 
     def _rechecked(self, differing: int) -> None:
-        tokens, all_differing = self._checks.recheck_tokens + COMPARED, self._checks.recheck_disagreements + differing
-        self._checks = SessionCounts(
-            rechecks=self._checks.rechecks + 1, recheck_tokens=tokens, recheck_disagreements=all_differing
-        )
+        self._tally.add(rechecks=1, recheck_tokens=COMPARED, recheck_disagreements=differing)
         if differing:
             log("session.recheck_differed", tokens=COMPARED, differing=differing)
 

@@ -15,11 +15,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 
-from backends.api import SessionCounts
 from backends.engine import Engine
 from backends.engine.answer import NOTHING, Restored
 from backends.engine.keeping import Kv
@@ -29,6 +27,7 @@ from backends.peer import log
 from backends.sessions.costs import Rates, colder
 from backends.sessions.link import Link
 from backends.sessions.orders import Orders
+from backends.sessions.tally import Tally
 from batching.blocks import chain_of, root_key
 from batching.lending import Loan
 from sessioncache.client import Found, Prefix, StoreClient, StoreError
@@ -52,14 +51,16 @@ class Fetched:
 class Restorer:
     """Restores prefixes into the blocks of one engine. Lives on the loop's thread."""
 
-    def __init__(self, kv: Kv, link: Link, orders: Orders, rates: Rates, settings: SessionSettings) -> None:
-        self._kv, self._link, self._orders, self._rates, self._settings = kv, link, orders, rates, settings
+    def __init__(
+        self, kv: Kv, link: Link, orders: Orders, rates: Rates, tally: Tally, settings: SessionSettings
+    ) -> None:
+        self._kv, self._link, self._orders = kv, link, orders
+        self._rates, self._tally, self._settings = rates, tally, settings
         self._decoding = ThreadPoolExecutor(1, "decode")
         self._flying: dict[bytes, asyncio.Event] = {}
         self._next = asyncio.Lock()  # who waits for room first gets it first
         self.roomy = asyncio.Event()
         self._declined = 0  # restores that seemed not to pay since the last one that was done
-        self.counts = SessionCounts()
 
     async def restore(self, tenant: str, tokens: list[int]) -> Restored:
         """Bring what is stored of a prompt into blocks, as far as that is faster than computing it."""
@@ -70,7 +71,7 @@ class Restorer:
         prefix = Prefix(tenant, self._kv.model, self._kv.codec.id, words)
         chain = chain_of(root_key(tenant), words, self._kv.runner.block_tokens)
         try:
-            async with self._alone(tenant, words), self._link.looked_up(prefix, LOOKUP_TIMEOUT_S) as (client, found):
+            async with self._alone(chain[-1]), self._link.looked_up(prefix, LOOKUP_TIMEOUT_S) as (client, found):
                 return await self._weighed(client, found, chain)
         except (StoreError, TimeoutError) as exc:
             self._failed("lookup", exc)
@@ -80,9 +81,8 @@ class Restorer:
             raise
 
     @asynccontextmanager
-    async def _alone(self, tenant: str, words: array[int]) -> AsyncIterator[None]:
-        """Wait for another restore of the same prefix, at most as long as it may take."""
-        key = blake2b(words.tobytes(), key=root_key(tenant), digest_size=16).digest()
+    async def _alone(self, key: bytes) -> AsyncIterator[None]:
+        """Wait for another restore of the same prefix, named by its last block, at most as long as it may take."""
         if (flying := self._flying.get(key)) is not None:
             async with asyncio.timeout(self._settings.fetch_timeout_s):
                 await flying.wait()
@@ -113,7 +113,7 @@ class Restorer:
             self._declined = 0
             return await self._filled(client, found, loan, chain, known)
         self._declined += known < stored
-        self._count(recomputed_instead=int(known < stored))
+        self._tally.add(recomputed_instead=int(known < stored))
         return Restored(known, known, guarded=tuple(chain)) if known >= stored else NOTHING
 
     async def _borrowed(self, chain: list[bytes], worth: Callable[[int], bool]) -> tuple[Loan | None, int]:
@@ -164,7 +164,7 @@ class Restorer:
         if end <= known:
             return Restored(known, known, guarded=guarded)
         took_s = loop.time() - began
-        self._count(restores=1, restored_tokens=end - known, restored_bytes=fetched.bytes, restore_s=took_s)
+        self._tally.add(restores=1, restored_tokens=end - known, restored_bytes=fetched.bytes, restore_s=took_s)
         first, last = loan.start // CHUNK_TOKENS, end // CHUNK_TOKENS
         return Restored(known, end, colder(found.tiers[first:last]), guarded)
 
@@ -201,12 +201,8 @@ class Restorer:
         self._rates.decode.learn(CHUNK_TOKENS, loop.time() - began)
 
     def _failed(self, what: str, exc: Exception) -> None:
-        self._count(restore_failures=1)
+        self._tally.add(restore_failures=1)
         log("session.restore_failed", what=what, error=str(exc) or type(exc).__name__)
-
-    def _count(self, **more: float) -> None:
-        before = self.counts
-        self.counts = replace(before, **{name: getattr(before, name) + value for name, value in more.items()})
 
 
 def _returned(engine: Engine, made: tuple[Loan | None, int, bool]) -> None:

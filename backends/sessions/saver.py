@@ -17,7 +17,6 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from backends.api import SessionCounts
 from backends.engine import Engine
 from backends.engine.keeping import Kv
 from backends.engine.kvcodec import CHUNK_TOKENS
@@ -26,6 +25,7 @@ from backends.engine.transcript import Transcript
 from backends.peer import log
 from backends.sessions.link import Link
 from backends.sessions.orders import Orders
+from backends.sessions.tally import Tally
 from sessioncache.client import Found, Prefix, StoreClient, StoreError
 
 MOST_WAITING = 1024
@@ -45,8 +45,8 @@ class Due:
 class Saver:
     """Saves transcripts one after the other. Lives on the loop's thread."""
 
-    def __init__(self, kv: Kv, link: Link, orders: Orders, settings: SessionSettings) -> None:
-        self._kv, self._link, self._orders, self._settings = kv, link, orders, settings
+    def __init__(self, kv: Kv, link: Link, orders: Orders, tally: Tally, settings: SessionSettings) -> None:
+        self._kv, self._link, self._orders, self._tally, self._settings = kv, link, orders, tally, settings
         self._line: OrderedDict[tuple[str, str, bytes], Due] = OrderedDict()
         self._grown = asyncio.Event()
         self._idle = asyncio.Event()
@@ -54,7 +54,6 @@ class Saver:
         self._calm = ThreadPoolExecutor(1, "encode", initializer=yield_to_all)
         self._urgent = ThreadPoolExecutor(1, "encode-now")
         self._is_pressed = self._is_flushing = False
-        self.counts = SessionCounts()
 
     @property
     def waiting(self) -> int:
@@ -124,7 +123,7 @@ class Saver:
         """Save the chunks that the store misses, as far as they are still in blocks; then note the session."""
         whole = await self._save_chunks(transcript, transcript.tokens)
         if whole < transcript.chunks:
-            self._count(dropped_saves=1)
+            self._tally.add(dropped_saves=1)
         if 0 < whole < transcript.chunks:
             await self._save_chunks(transcript, transcript.tokens[: whole * CHUNK_TOKENS])
 
@@ -143,7 +142,7 @@ class Saver:
             summary = {"tokens": len(tokens), "codec": self._kv.codec.id}
             async with asyncio.timeout(self._settings.fetch_timeout_s):
                 await client.note(found.handle, transcript.session, summary=summary)
-            self._count(saves=1, save_s=loop.time() - began)
+            self._tally.add(saves=1, save_s=loop.time() - began)
         return len(tokens) // CHUNK_TOKENS
 
     async def _save_several(
@@ -183,11 +182,11 @@ class Saver:
         layers = await asyncio.wrap_future(encoding)
         async with asyncio.timeout(self._settings.fetch_timeout_s):
             await client.save(found.handle, chunk, layers)
-        self._count(saved_tokens=CHUNK_TOKENS, saved_bytes=sum(map(len, layers)))
+        self._tally.add(saved_tokens=CHUNK_TOKENS, saved_bytes=sum(map(len, layers)))
 
     def _failed(self, key: tuple[str, str, bytes], due: Due, exc: Exception) -> None:
         """Try again later, unless it has been refused or tried for too long, or one that goes on stands in line."""
-        self._count(save_failures=1)
+        self._tally.add(save_failures=1)
         log("session.save_failed", error=f"{type(exc).__name__}: {exc}")
         now = asyncio.get_running_loop().time()
         is_final = not isinstance(exc, StoreError | TimeoutError) or getattr(exc, "kind", "") == "refused"
@@ -200,15 +199,11 @@ class Saver:
             self._line[key] = replace(due, at=now + RETRY_AFTER_S)
 
     def _drop(self, due: Due) -> None:
-        self._count(dropped_saves=1)
+        self._tally.add(dropped_saves=1)
         self._unguard(due.transcript)
 
     def _unguard(self, transcript: Transcript) -> None:
         self._orders.tell(lambda engine: engine.lending.guard(transcript.chain, is_guarded=False))
-
-    def _count(self, **more: float) -> None:
-        before = self.counts
-        self.counts = replace(before, **{name: getattr(before, name) + value for name, value in more.items()})
 
 
 def yield_to_all() -> None:
