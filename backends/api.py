@@ -165,6 +165,11 @@ class Usage:
     restored_from: str = ""
     diverged: tuple[int, int] | None = None
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of the prompt that were computed."""
+        return self.prompt_tokens - self.cached_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

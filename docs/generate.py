@@ -14,7 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
@@ -70,12 +70,9 @@ def metrics_table() -> str:
 def series_of(owner: object) -> Iterator[MetricWrapperBase]:
     """Yield the series among an object's fields, and those in its dictionaries."""
     for each in vars(owner).values():
-        yield from (one for one in (each.values() if isinstance(each, dict) else [each]) if is_series(one))
-
-
-def is_series(thing: object) -> TypeGuard[MetricWrapperBase]:
-    """Whether a thing is a Prometheus series."""
-    return isinstance(thing, MetricWrapperBase)
+        yield from (
+            one for one in (each.values() if isinstance(each, dict) else [each]) if isinstance(one, MetricWrapperBase)
+        )
 
 
 def commands() -> str:

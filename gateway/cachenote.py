@@ -15,7 +15,7 @@ def cache_note(usage: Usage) -> str:
     parts = [f"cached={usage.cached_tokens}"]
     if usage.restored_tokens:
         parts.append(f"restored={usage.restored_tokens} ({usage.restored_from})")
-    parts.append(f"computed={usage.prompt_tokens - usage.cached_tokens}")
+    parts.append(f"computed={usage.computed_tokens}")
     if usage.diverged is not None:
         message, character = usage.diverged
         parts.append(f"diverged=message {message}, character {character}")

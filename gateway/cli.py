@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.connect import CLIENTS, UNKNOWN_WINDOW, ConnectError, Target, model_of, snippet, url_of
-from gateway.sessions_cli import add_arguments as add_sessions
+from gateway.sessions_arguments import add_arguments as add_sessions
 
 if TYPE_CHECKING:
     from gateway.settings import Config, Release
@@ -150,7 +150,7 @@ def _plan(file: str) -> int:
         Asked(f"{model.name}/{release.name}", release.replicas, settings_of(worker_settings(config, model, release)))
         for model in config.models
         for release in model.releases
-        if release.source not in {"", "echo"}  # another server's memory is not ours
+        if release.is_computed_here
     ]
     return 0 if tell(asked, _say) else 1
 
@@ -179,7 +179,7 @@ def _connect(options: argparse.Namespace) -> int:
 
 def _window(release: Release) -> int:
     """Return a release's window: what is configured, or what its file says; what a server has is not known here."""
-    if release.context_tokens or not release.source or release.source == "echo":
+    if release.context_tokens or not release.is_computed_here:
         return release.context_tokens or UNKNOWN_WINDOW
     from backends.engine.weights import open_checkpoint  # noqa: PLC0415
 

@@ -32,13 +32,17 @@ class ConnectError(Exception):
     """There is nothing to point a client at; the message says what to do."""
 
 
+def find(config: Config, name: str) -> Model | None:
+    """Return the model that `name` or an alias means."""
+    return next((model for model in config.models if name in {model.name, *model.aliases}), None)
+
+
 def model_of(config: Config, name: str | None) -> tuple[str, Model]:
     """Return the model that `name` or an alias means, and that name; without one, the first."""
     if name is None:
         return config.models[0].name, config.models[0]
-    for model in config.models:
-        if name in {model.name, *model.aliases}:
-            return name, model
+    if (model := find(config, name)) is not None:
+        return name, model
     known = ", ".join(each for model in config.models for each in (model.name, *model.aliases))
     raise ConnectError(f"no model has the name or alias {name!r}; there are: {known}")
 
@@ -47,8 +51,7 @@ def url_of(listen: Address) -> str:
     """Return the address to call from this machine, without /v1."""
     if not listen.port:
         raise ConnectError("listen under [server] takes any free port, so no client can know it; give it a number")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104 - not bound, but replaced
-    return f"http://{Address(host, listen.port)}"
+    return f"http://{listen.from_here}"
 
 
 def snippet(client: str, target: Target) -> str:

@@ -57,6 +57,5 @@ class LastTurns:
 
 
 def _turn(usage: Usage, now: float) -> Turn:
-    computed = usage.prompt_tokens - usage.cached_tokens
     counts = (usage.prompt_tokens, usage.cached_tokens, usage.restored_tokens)
-    return Turn(now, *counts, usage.restored_from, computed, usage.diverged)
+    return Turn(now, *counts, usage.restored_from, usage.computed_tokens, usage.diverged)

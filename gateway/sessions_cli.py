@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.config import Config, Model, Release
+from gateway.connect import find
 from gateway.control.store import state_dir
 from gateway.rundir import TOKEN_FILE, known_run_dir
 
@@ -23,38 +24,6 @@ ASK_TIMEOUT_S = 90.0
 
 class SessionsError(Exception):
     """What was asked could not be done; the message says why and what to do."""
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what can be done with sessions."""
-    command.description = "Look at, erase and move what is kept of conversations, through the running gateway."
-    verbs = command.add_subparsers(title="subcommands", metavar="SUBCOMMAND", dest="subcommand", required=True)
-    listing = verbs.add_parser("list", help="list sessions, those used last first")
-    listing.add_argument("--tenant", metavar="NAME", help="only this tenant's")
-    for name, says in (("show", "show what a session is made of, where it lies, and what its last turns cost"),):
-        verbs.add_parser(name, help=says).add_argument("name", metavar="ID")
-    erase = verbs.add_parser("erase", help="erase a session, or all of a tenant, from every tier, for good")
-    whose = erase.add_mutually_exclusive_group(required=True)
-    whose.add_argument("name", metavar="ID", nargs="?")
-    whose.add_argument("--tenant", metavar="NAME", help="everything of this tenant")
-    export = verbs.add_parser("export", help="write a session to a file, sealed with its store's master key")
-    export.add_argument("name", metavar="ID")
-    export.add_argument("file", metavar="OUT", type=Path)
-    verbs.add_parser("import", help="take a session's file in").add_argument("file", metavar="IN", type=Path)
-    verbs.add_parser("gc", help="delete now what is too old and what belongs to no session")
-    calibrate = verbs.add_parser("calibrate", help="make a model's codec profiles and measure what each costs")
-    _add_calibrate(calibrate)
-    for verb in verbs.choices.values():
-        verb.add_argument("--config", default="gateway.toml", metavar="FILE", help="the configuration (gateway.toml)")
-
-
-def _add_calibrate(command: argparse.ArgumentParser) -> None:
-    command.description = "Make the profiles safe, balanced and dense for each release of a model: a minute or more."
-    add = command.add_argument
-    add("model", metavar="MODEL", help="a model of the configuration, an alias, or a source as there")
-    add("--profiles", type=Path, metavar="FOLDER", help="where to write them (profiles under [sessions], or state_dir)")
-    add("--text", type=Path, metavar="FILE", help="text like the model's traffic (Python's own reference)")
-    add("--windows", type=int, default=8, metavar="N", help="windows of 1,024 tokens to measure on (8)")
 
 
 def run(options: argparse.Namespace, config: Config, say: Callable[[str], None]) -> None:
@@ -93,8 +62,8 @@ class Admin:
 
     def fetch(self, method: str, path: str, body: bytes = b"") -> bytes:
         """Ask and return the answer's bytes."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address.host, self._address.host)  # noqa: S104 (bound)
-        connection = HTTPConnection(host, self._address.port, timeout=ASK_TIMEOUT_S)
+        called = self._address.from_here
+        connection = HTTPConnection(called.host, called.port, timeout=ASK_TIMEOUT_S)
         try:
             connection.request(method, f"/admin/sessions{path}", body, {"authorization": f"Bearer {self._token}"})
             answer = connection.getresponse()
@@ -161,7 +130,7 @@ def _calibrate(config: Config, options: argparse.Namespace) -> None:
     model = _model(config, options.model)
     try:
         for release in model.releases:
-            if release.source not in {"", "echo"}:
+            if release.is_computed_here:
                 calibrated(settings_of(worker_settings(config, model, release)), order)
     except CheckpointError as exc:
         raise SessionsError(str(exc)) from exc
@@ -171,7 +140,7 @@ def _model(config: Config, name: str) -> Model:
     """Find a model by its name or alias, or take a source for one."""
     if "/" in name:
         return Model(name=name, releases=(Release(source=name),))
-    found = next((each for each in config.models if name in {each.name, *each.aliases}), None)
-    if found is None or all(each.source in {"", "echo"} for each in found.releases):
+    found = find(config, name)
+    if found is None or not any(each.is_computed_here for each in found.releases):
         raise SessionsError(f"{name} is no model of the configuration that a worker here computes, and no source")
     return found

@@ -314,6 +314,11 @@ class Release:
     ] = 60
     rope_scaling: RopeScaling = RopeScaling()
 
+    @property
+    def is_computed_here(self) -> bool:
+        """Whether a worker of ours computes it, rather than another server or the built-in echo."""
+        return self.source not in {"", "echo"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:

@@ -31,10 +31,7 @@ def tells_time(line: str) -> bool:
 def _settled(message: Message) -> Message:
     if message.role not in {"system", "developer"}:
         return message
-    lines = message.text.split("\n")
-    moving = [line for line in lines if tells_time(line)]
-    still = [line for line in lines if not tells_time(line)]
-    return replace(message, text="\n".join([*still, *moving])) if moving else message
+    return replace(message, text="\n".join(sorted(message.text.split("\n"), key=tells_time)))
 
 
 def _ordered(tool: Tool) -> Tool:

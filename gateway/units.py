@@ -47,6 +47,12 @@ class Address:
         except ValueError:
             return False
 
+    @property
+    def from_here(self) -> Address:
+        """Where this machine's own programs reach it: every interface is listened on, but none is called so."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - not bound, but replaced
+        return Address(host, self.port)
+
     def overlaps(self, other: Address) -> bool:
         """Whether binding both would fail, or send one's callers to the other."""
         ours, theirs = _bound_hosts(self.host), _bound_hosts(other.host)

@@ -187,8 +187,7 @@ async def test_two_stores_race_in_s3(tmp_path: Path, s3_server: Server, bucket: 
 async def test_an_erasure_that_a_tier_held_up_is_gone_on_with(tmp_path: Path, redis_server: Server, what: str) -> None:
     """It is told, what the other tiers hold goes at once, and the rest when it is asked for again."""
     async with faulty(redis_server.url) as wire:
-        redis_url = wire.url.replace("http:", "redis:")
-        with store_running(tmp_path, redis_url=redis_url, cold_after_s=1000) as store:
+        with store_running(tmp_path, redis_url=wire.url, cold_after_s=1000) as store:
             async with client_of(store) as client:
                 name = await saved(client, prefix(2, first=77, tenant=what))
                 wire.breaks("closed")

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import progress as bars
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
 from backends.engine import texts
+from backends.engine.bars import bars_on
 from backends.engine.kvcalibrate import calibrate
 from backends.engine.kvprofile import Profile
 from backends.engine.loading import opened
@@ -39,8 +40,8 @@ def calibrated(settings: Settings, order: Order) -> None:
     """Calibrate a release as a worker opens it, stretched if it is, and tell what came of it. CheckpointError."""
     _check(settings, order)
     text = texts.from_file(order.text) if order.text else texts.shipped()
-    with _bars() as shown:
-        tasks: dict[str, bars.TaskID] = {}
+    with bars_on(Console(stderr=True)) as shown:
+        tasks: dict[str, TaskID] = {}
 
         def watch(phase: str, done: float) -> None:
             if phase not in tasks:
@@ -88,13 +89,3 @@ def _table(profiles: Sequence[Profile], origin: str) -> Table:
         change = f"{found.perplexity - 1:+.2%} ± {found.perplexity_error:.2%}"
         table.add_row(each.name, f"{found.ratio:.2f} x", *shares, change)
     return table
-
-
-def _bars() -> bars.Progress:
-    columns = (
-        bars.TextColumn("{task.description:12}"),
-        bars.BarColumn(),
-        bars.TextColumn("{task.percentage:3.0f} %"),
-        bars.TimeElapsedColumn(),
-    )
-    return bars.Progress(*columns, console=Console(stderr=True))

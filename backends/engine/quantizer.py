@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 import torch
-from rich import progress as bars
 from rich.console import Console
 
 from backends.engine import artifact_writer, dense, evaluate, recipes, report, search, study, texts
 from backends.engine.artifact import ROPE_FACTORS, WEIGHTS
+from backends.engine.bars import bars_on
 from backends.engine.cores import Progress
 from backends.engine.quant import QuantTensor
 from backends.engine.quantize import Order
@@ -202,13 +202,7 @@ def _watching(console: Console) -> Iterator[study.Watch]:
     if not console.is_terminal:
         yield lambda stage: _begun(console, stage)
         return
-    columns = (
-        bars.TextColumn("{task.description:12}"),
-        bars.BarColumn(),
-        bars.TextColumn("{task.percentage:3.0f} %"),
-        bars.TimeElapsedColumn(),
-    )
-    with bars.Progress(*columns, console=console) as progress:
+    with bars_on(console) as progress:
 
         def watch(stage: str) -> Progress:
             task = progress.add_task(stage, total=1.0)

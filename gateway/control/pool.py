@@ -11,7 +11,6 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from secrets import SystemRandom
 
 from backends.api import Backend, BackendError, Replica
 from backends.echo import CONTEXT_TOKENS as ECHO_CONTEXT
@@ -20,7 +19,7 @@ from backends.http import HttpBackend, Server
 from backends.local import LocalBackend
 from gateway.config import Config, Model, Release, WorkerSettings
 from gateway.control import process
-from gateway.control.pauses import pause_s
+from gateway.control.pauses import Pauses
 from gateway.control.store import StoreKeeper, keeps_sessions, store_settings, worker_sessions
 
 Events = Callable[[str, dict[str, object]], None]
@@ -36,7 +35,7 @@ class Keeper:
         self._path, self._told, self._settings = path, told, settings
         self._events, self._labels = events, {"replica": replica_id, "model": told["model"]}
         self._listener: socket.socket | None = None
-        self._deaths = 0
+        self._pauses = Pauses(settings)
         self._is_draining = False
         self.ended = asyncio.Event()
         self.backend = LocalBackend(path, lambda what, fraction: self._tell("loading", what=what, fraction=fraction))
@@ -70,10 +69,8 @@ class Keeper:
             reason = await self._live()
             self._tell("stopped" if self._is_draining else "died", reason=reason)
             if not self._is_draining:
-                has_lived = loop.time() - born_s > self._settings.restart_backoff_max_s
-                self._deaths = 1 if has_lived else self._deaths + 1
-                wait_s = pause_s(self._deaths, self._settings, SystemRandom().random())
-                self._tell("restarting", in_s=round(wait_s, 3), deaths=self._deaths)
+                wait_s = self._pauses.after(loop.time() - born_s)
+                self._tell("restarting", in_s=round(wait_s, 3), deaths=self._pauses.deaths)
                 await asyncio.sleep(wait_s)
 
     async def _live(self) -> str:

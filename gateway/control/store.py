@@ -12,13 +12,12 @@ import socket
 from asyncio.subprocess import Process
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from secrets import SystemRandom
 from typing import Any
 from urllib.parse import urlencode
 
 from gateway.config import Config, Sessions, WorkerSettings
 from gateway.control import process
-from gateway.control.pauses import pause_s
+from gateway.control.pauses import Pauses
 from sessioncache.client import StoreClient, StoreError
 
 Events = Callable[[str, dict[str, object]], None]
@@ -31,7 +30,7 @@ class StoreKeeper:
 
     def __init__(self, path: Path, told: Mapping[str, object], settings: WorkerSettings, events: Events) -> None:
         self.path = path
-        self._told, self._settings, self._events = told, settings, events
+        self._told, self._events, self._pauses = told, events, Pauses(settings)
         self._listener: socket.socket | None = None
         self._client: StoreClient | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -74,14 +73,13 @@ class StoreKeeper:
             return None
 
     async def _keep(self) -> None:
-        loop, deaths = asyncio.get_running_loop(), 0
+        loop = asyncio.get_running_loop()
         while True:
             born_s = loop.time()
             reason = await self._live()
-            deaths = 1 if loop.time() - born_s > self._settings.restart_backoff_max_s else deaths + 1
-            wait_s = pause_s(deaths, self._settings, SystemRandom().random())
+            wait_s = self._pauses.after(loop.time() - born_s)
             self._events("store.died", {"reason": reason})
-            self._events("store.restarting", {"in_s": round(wait_s, 3), "deaths": deaths})
+            self._events("store.restarting", {"in_s": round(wait_s, 3), "deaths": self._pauses.deaths})
             await asyncio.sleep(wait_s)
 
     async def _live(self) -> str:
@@ -108,8 +106,8 @@ class StoreKeeper:
 
 def keeps_sessions(config: Config) -> bool:
     """Whether there is anything to store: sessions are on, and a worker of ours computes KV."""
-    sources = {release.source for model in config.models for release in model.releases}
-    return config.sessions.enabled and bool(sources - {"", "echo"})
+    releases = (release for model in config.models for release in model.releases)
+    return config.sessions.enabled and any(release.is_computed_here for release in releases)
 
 
 def state_dir(sessions: Sessions, environment: Mapping[str, str] = os.environ) -> Path:

@@ -216,7 +216,7 @@ def _stopped(delta: Delta | None) -> dict[str, object]:
 def _usage_body(usage: Usage) -> dict[str, object]:
     """Write token counts; Anthropic's input_tokens are those that were not read from the cache."""
     return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "input_tokens": usage.computed_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
