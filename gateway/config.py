@@ -27,7 +27,7 @@ from gateway.settings import (
     WorkerSettings,
 )
 from gateway.units import Address
-from sessioncache.masterkeys import read_keys
+from sessioncache.masterkeys import HOW_TO_MAKE, KEY_VARIABLE, read_keys, read_variable
 
 __all__ = [
     "DEFAULT_NAME",
@@ -48,8 +48,7 @@ __all__ = [
 ]
 
 DEFAULT_NAME = "gateway.toml"
-MASTER_KEY_VARIABLE = "TIDEGATE_MASTER_KEY"
-_MAKE_A_KEY = "make one with: python -c 'import secrets; print(secrets.token_hex(32))'"
+_MAKE_A_KEY = f"make one with: {HOW_TO_MAKE}"
 
 
 def load(path: str | Path, environment: Mapping[str, str] = os.environ) -> Config:
@@ -164,16 +163,16 @@ def _master_key(sessions: Sessions, environment: Mapping[str, str]) -> Iterator[
     path = ("sessions", "encryption_key_file")
     if file and not Path(file).is_file():
         yield Problem(path, f'is "{file}", and there is no such file; {_MAKE_A_KEY}', reads=(path,))
-    elif sessions.enabled and (wrong := _wrong_keys(file, environment.get(MASTER_KEY_VARIABLE, ""))):
+    elif sessions.enabled and (wrong := _wrong_keys(file, environment.get(KEY_VARIABLE, ""))):
         yield Problem(path, f"{wrong}; {_MAKE_A_KEY}", reads=(path,))
     is_shared = sessions.enabled and (sessions.redis or sessions.store.startswith("s3:"))
-    if is_shared and not file and not sessions.encryption_key_command and not environment.get(MASTER_KEY_VARIABLE):
+    if is_shared and not file and not sessions.encryption_key_command and not environment.get(KEY_VARIABLE):
         where = "redis" if sessions.redis else "store"
         yield Problem(
             ("sessions", where),
             f"keeps conversations where others may read them, and there is no key to seal them with; set "
             "encryption_key_file, encryption_key_command "
-            f"or the environment variable {MASTER_KEY_VARIABLE}; {_MAKE_A_KEY}",
+            f"or the environment variable {KEY_VARIABLE}; {_MAKE_A_KEY}",
             reads=(("sessions", "redis"), ("sessions", "store"), path),
         )
 
@@ -184,11 +183,11 @@ def _wrong_keys(file: str, given: str) -> str | None:
         if file:
             read_keys(Path(file).read_text())
         elif given:
-            read_keys(given.replace(",", "\n"))
+            read_variable(given)
     except (OSError, UnicodeDecodeError) as exc:
         return f'is "{file}", which cannot be read: {exc}'
     except ValueError as exc:
-        return f'is "{file}": {exc}' if file else f"is empty, and in {MASTER_KEY_VARIABLE} {exc}"
+        return f'is "{file}": {exc}' if file else f"is empty, and in {KEY_VARIABLE} {exc}"
     return None
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from gateway.config import Config, Model, Release
 from gateway.connect import find
-from gateway.control.store import state_dir
+from gateway.control.store import profiles_dir
 from gateway.rundir import TOKEN_FILE, known_run_dir
 
 ASK_TIMEOUT_S = 90.0
@@ -125,7 +125,7 @@ def _calibrate(config: Config, options: argparse.Namespace) -> None:
     from backends.engine.problems import CheckpointError  # noqa: PLC0415
     from gateway.control.pool import worker_settings  # noqa: PLC0415
 
-    folder = options.profiles or Path(config.sessions.profiles or state_dir(config.sessions) / "profiles")
+    folder = options.profiles or profiles_dir(config.sessions)
     order = Order(folder, options.text, options.windows, config.sessions.min_agreement)
     model = _model(config, options.model)
     try:

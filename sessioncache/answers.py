@@ -64,7 +64,7 @@ class Answers:
     async def _missing(self, handles: Handles, message: dict[str, Any], _: memoryview[int]) -> Answer:
         handle = handles.get(message["handle"])
         nowhere = await self.prefixes.missing(handle)
-        return {"chunks": [each for each in nowhere if self.sessions.erasing.may_save(handle.keys[each])]}, ()
+        return {"chunks": [each for each in nowhere if self.sessions.erasing.may_save(handle.links[each].key)]}, ()
 
     async def _save(self, handles: Handles, message: dict[str, Any], body: memoryview[int]) -> Answer:
         handle = handles.get(message["handle"])

@@ -62,18 +62,16 @@ def opened(master: Master, wrapped: Octets, sealed: Octets) -> tuple[Head, Secre
 
 def written(head: Head, number: int, layers: Sequence[Octets], secrets: Secrets) -> bytes:
     """Seal a chunk for a file."""
-    header = container.Header(f"archive.{number}", head.model, head.codec, number * CHUNK_TOKENS, CHUNK_TOKENS, ())
-    return container.write(header, _tokens(head, number), layers, secrets)
+    return container.write(_header(head, number), _tokens(head, number), layers, secrets)
 
 
 def read(head: Head, number: int, stored: Octets, secrets: Secrets) -> list[memoryview[int]]:
     """Open a chunk of a file; ChunkError when it is not the one that belongs there."""
-    chunk = container.read(stored, total=len(stored))
-    if (chunk.header.name, chunk.header.first) != (f"archive.{number}", number * CHUNK_TOKENS):
-        raise ChunkError(f"chunk {number} of a session's file is another")
-    frames = chunk.frames(stored)
-    chunk.check_tokens(frames[0], _tokens(head, number), secrets)
-    return [chunk.open(frame, frames[frame], secrets) for frame in range(1, len(frames))]
+    return container.opened(stored, _header(head, number), _tokens(head, number), secrets)
+
+
+def _header(head: Head, number: int) -> container.Header:
+    return container.Header(f"archive.{number}", head.model, head.codec, number * CHUNK_TOKENS, CHUNK_TOKENS, ())
 
 
 def _tokens(head: Head, number: int) -> Sequence[int]:

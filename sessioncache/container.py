@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -86,6 +86,16 @@ def write(header: Header, tokens: Sequence[int], layers: Sequence[Octets], secre
         for frame, payload in enumerate(payloads)
     ]
     return b"".join((bound, *frames))
+
+
+def opened(stored: Octets, expected: Header, tokens: Sequence[int], secrets: Secrets) -> list[memoryview[int]]:
+    """Return the layers of a whole chunk; ChunkError when it is not exactly the one of this header and these tokens."""
+    chunk = read(stored, total=len(stored))
+    if replace(chunk.header, sizes=()) != expected:
+        raise ChunkError(f"{expected.name} is another chunk than it should be")
+    tokens_frame, *layers = chunk.frames(stored)
+    chunk.check_tokens(tokens_frame, tokens, secrets)
+    return [chunk.open(frame, layer, secrets) for frame, layer in enumerate(layers, start=1)]
 
 
 def head_bytes(start: Octets) -> int:

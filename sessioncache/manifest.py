@@ -10,7 +10,7 @@ Refuses to know tiers, clocks and KV.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import orjson
@@ -77,7 +77,7 @@ def erased(now: Manifest, erased_s: float) -> Manifest:
 
 def written(manifest: Manifest) -> bytes:
     """Return a manifest as it is stored."""
-    return orjson.dumps(asdict(manifest))
+    return orjson.dumps(manifest)
 
 
 def read(stored: bytes) -> Manifest:

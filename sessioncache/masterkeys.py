@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import re
 
+KEY_VARIABLE = "TIDEGATE_MASTER_KEY"  # of the environment; there, commas stand between the lines
+HOW_TO_MAKE = "python -c 'import secrets; print(secrets.token_hex(32))'"
 DIGITS = 64
 _KEY = re.compile(rf"[0-9a-fA-F]{{{DIGITS}}}")
 _ONLY = "1"  # the id of a key that was given without one
+
+
+def read_variable(text: str) -> dict[str, bytes]:
+    """Do as `read_keys` does, for what KEY_VARIABLE holds."""
+    return read_keys(text.replace(",", "\n"))
 
 
 def read_keys(text: str) -> dict[str, bytes]:

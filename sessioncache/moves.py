@@ -103,8 +103,10 @@ class Moves:
         if self.sessions.warm.get(named) != warm:
             return  # used meanwhile
         del self.sessions.warm[named]
-        still = {key for other in self.sessions.warm.values() for key in other.chunks}
-        for key in set(warm.chunks) - still:
+        gone = set(warm.chunks)
+        for other in self.sessions.warm.values():
+            gone.difference_update(other.chunks)
+        for key in gone:
             await shelf.leave_warm(key)
         self.demoted += 1
 

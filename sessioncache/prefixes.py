@@ -48,6 +48,11 @@ class Handle:
         """The chunks' keys, in order."""
         return [link.key for link in self.links]
 
+    def header(self, chunk: int) -> container.Header:
+        """Return what the header of a chunk must say, but for the sizes of its frames."""
+        prefix, first = self.prefix, chunk * CHUNK_TOKENS
+        return container.Header(self.links[chunk].name, prefix.model, prefix.codec, first, CHUNK_TOKENS, ())
+
     def tokens(self, chunk: int) -> Sequence[int]:
         """Return the token ids of a chunk."""
         return self.prefix.tokens[chunk * CHUNK_TOKENS : (chunk + 1) * CHUNK_TOKENS]
@@ -95,41 +100,29 @@ class Prefixes:
 
     async def fetch(self, handle: Handle, number: int, first_layer: int) -> list[memoryview[int]]:
         """Return the payloads of a chunk from the fastest tier that has it sound; ChunkError when none has."""
-        link = handle.links[number]
+        link, header, tokens = handle.links[number], handle.header(number), handle.tokens(number)
         async for place, stored in self.shelf.copies(link.key):
             try:
-                layers = await self._run(partial(_opened, handle, number, stored, first_layer))
+                layers = await self._run(partial(container.opened, stored, header, tokens, link.secrets))
             except ChunkError:
                 await self.shelf.spoiled(place, link.key)
                 continue
             self.shelf.counts[f"hits.{place}"] += 1
             if place != "memory":
                 await self.shelf.put_back(link.key, stored)
-            return layers
+            return layers[first_layer:]
         self.shelf.counts["misses"] += 1
         raise ChunkError(f"no tier has chunk {number} sound")
 
     async def save(self, handle: Handle, number: int, layers: Sequence[Octets]) -> None:
         """Seal and store a chunk, unless it is stored; TierError when nothing that lasts takes it."""
-        link, prefix = handle.links[number], handle.prefix
+        link = handle.links[number]
         if await self.shelf.is_durable(link.key):
             return
-        header = container.Header(link.name, prefix.model, prefix.codec, number * CHUNK_TOKENS, CHUNK_TOKENS, ())
-        stored = await self._run(lambda: container.write(header, handle.tokens(number), layers, link.secrets))
+        header, tokens = handle.header(number), handle.tokens(number)
+        stored = await self._run(lambda: container.write(header, tokens, layers, link.secrets))
         await self.shelf.save(link.key, stored)
         self.shelf.counts["saved"] += 1
 
     async def _run(self, act: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.beside, act)
-
-
-def _opened(handle: Handle, number: int, stored: bytes, first_layer: int) -> list[memoryview[int]]:
-    """Open a chunk's layers; ChunkError when it is not exactly the chunk of this prefix at this place."""
-    link, prefix = handle.links[number], handle.prefix
-    chunk = container.read(stored, total=len(stored))
-    told = (chunk.header.name, chunk.header.model, chunk.header.codec, chunk.header.first, chunk.header.tokens)
-    if told != (link.name, prefix.model, prefix.codec, number * CHUNK_TOKENS, CHUNK_TOKENS):
-        raise ChunkError(f"{link.name} is another chunk than it should be")
-    frames = chunk.frames(stored)
-    chunk.check_tokens(frames[0], handle.tokens(number), link.secrets)
-    return [chunk.open(frame, frames[frame], link.secrets) for frame in range(first_layer + 1, len(frames))]

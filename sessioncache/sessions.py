@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sessioncache.client import StoreError
@@ -157,8 +157,13 @@ class Sessions:
 
 def told(tenant: str, kept: Manifest) -> dict[str, Any]:
     """Return what the list says of a session."""
-    said = {key: value for key, value in asdict(kept).items() if key in {"session", "model", "tokens", "used_s"}}
-    stored_tokens = len(kept.chunks) * CHUNK_TOKENS
-    return {"tenant": tenant, **said, "created_s": kept.created_s, "stored_tokens": stored_tokens} | (
-        {"erasing_chunks": len(kept.left)} if kept.is_erased else {}
-    )
+    said = {
+        "tenant": tenant,
+        "session": kept.session,
+        "model": kept.model,
+        "tokens": kept.tokens,
+        "used_s": kept.used_s,
+        "created_s": kept.created_s,
+        "stored_tokens": len(kept.chunks) * CHUNK_TOKENS,
+    }
+    return {**said, "erasing_chunks": len(kept.left)} if kept.is_erased else said

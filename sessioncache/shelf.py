@@ -82,7 +82,7 @@ class Shelf:
                 continue
             self.counts[f"misses.{place}"] += 1
             if place == "cold":
-                self._in_cold.pop(key, None)
+                self.forget(key)
 
     async def put_back(self, key: str, stored: bytes) -> None:
         """Have a chunk in memory, if it fits."""
@@ -147,7 +147,7 @@ class Shelf:
     async def spoiled(self, place: Place, key: str) -> None:
         """Count a copy that is not sound. It is deleted, but for the cold one, which may be fine behind a bad wire."""
         self.counts[f"corrupt.{place}"] += 1
-        self._in_cold.pop(key, None)
+        self.forget(key)
         if place == "cold":
             self._spoiled[key] = self.now() + DISTRUSTED_S
             return
@@ -156,7 +156,7 @@ class Shelf:
 
     async def erase(self, key: str) -> None:
         """Delete a chunk from every tier and look that it is gone; TierError when that cannot be said."""
-        self._in_cold.pop(key, None)
+        self.forget(key)
 
         async def gone_from(tier: Tier) -> None:
             await tier.delete(key)

@@ -153,12 +153,12 @@ class Store:
 async def opened(settings: StoreSettings) -> AsyncIterator[tuple[Tier | None, ColdTier]]:
     """Give the tiers that outlive the process."""
     place = cold_of(settings.store)
-    if isinstance(place, str):
-        async with _warm(settings) as redis:
+    async with _warm(settings) as redis:
+        if isinstance(place, str):
             yield redis, FolderTier(Path(place))
-        return
-    async with open_s3(place) as cold, _warm(settings) as redis:
-        yield redis, cold
+            return
+        async with open_s3(place) as cold:
+            yield redis, cold
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from sessioncache.masterkeys import read_keys
+from sessioncache.masterkeys import HOW_TO_MAKE, KEY_VARIABLE, read_keys, read_variable
 from sessioncache.problems import TierError, VaultError
 from sessioncache.settings import StoreSettings
 from sessioncache.several import each_of
@@ -29,7 +29,6 @@ from sessioncache.vault import KEY_BYTES, Master, Secrets
 
 BELIEVED_S = 60.0
 OPERATOR = "\0operator"  # whose secret names the chunks of prompts that all tenants share; no tenant has this name
-KEY_VARIABLE = "TIDEGATE_MASTER_KEY"
 KEY_NAME = "master.key"
 KEY_COMMAND_S = 30.0
 
@@ -106,12 +105,11 @@ def master_of(settings: StoreSettings, environment: Mapping[str, str] = os.envir
     if settings.key_file is not None:
         return _parsed(_file(Path(settings.key_file)), f"key_file {settings.key_file}")
     if given := environment.get(KEY_VARIABLE, ""):
-        return _parsed(given.replace(",", "\n"), KEY_VARIABLE)
+        return _parsed(given, KEY_VARIABLE, read_variable)
     if settings.is_shared:
         raise VaultError(
             f"Redis or S3 is configured without a master key; set {KEY_VARIABLE}, encryption_key_file "
-            "or encryption_key_command "
-            '(make a key with: python -c "import secrets; print(secrets.token_hex(32))")'
+            f"or encryption_key_command (make a key with: {HOW_TO_MAKE})"
         )
     return _parsed(_own_key(Path(settings.state_dir) / KEY_NAME), KEY_NAME)
 
@@ -148,9 +146,9 @@ def _file(path: Path) -> str:
         raise VaultError(f"the master key file {path} cannot be read: {exc}") from exc
 
 
-def _parsed(text: str, where: str) -> Master:
+def _parsed(text: str, where: str, read: Callable[[str], dict[str, bytes]] = read_keys) -> Master:
     try:
-        keys = read_keys(text)
+        keys = read(text)
     except ValueError as exc:
         raise VaultError(f"{where}: {exc}") from exc
     return Master(keys, current=next(iter(keys)))

@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 import backends.local
-from gateway.config import MASTER_KEY_VARIABLE
+from sessioncache.masterkeys import KEY_VARIABLE
 
 TERM_PATIENCE_S = 5.0
 LINE_LIMIT_BYTES = 64 << 10
@@ -74,7 +74,7 @@ async def spawn(listener: socket.socket, settings: Mapping[str, object], *, modu
 def _ours_for(module: str) -> dict[str, str]:
     """Return our environment; what opens the store is the store's alone."""
     is_store = module.startswith("sessioncache.")
-    return {name: value for name, value in os.environ.items() if is_store or name != MASTER_KEY_VARIABLE}
+    return {name: value for name, value in os.environ.items() if is_store or name != KEY_VARIABLE}
 
 
 def _blas_threads(settings: Mapping[str, object]) -> dict[str, str]:

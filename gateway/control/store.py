@@ -118,6 +118,11 @@ def state_dir(sessions: Sessions, environment: Mapping[str, str] = os.environ) -
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".local" / "state") / "tidegate"
 
 
+def profiles_dir(sessions: Sessions, environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of calibrated codecs."""
+    return Path(sessions.profiles) if sessions.profiles else state_dir(sessions, environment) / "profiles"
+
+
 def store_settings(sessions: Sessions, environment: Mapping[str, str] = os.environ) -> dict[str, object]:
     """Say what the store is told on its standard input."""
     state = state_dir(sessions, environment)
@@ -145,7 +150,7 @@ def worker_sessions(sessions: Sessions, store: Path, environment: Mapping[str, s
     """Say what a worker is told about sessions."""
     return {
         "store": str(store),
-        "profiles": sessions.profiles or str(state_dir(sessions, environment) / "profiles"),
+        "profiles": str(profiles_dir(sessions, environment)),
         "codec": sessions.codec,
         "min_agreement": sessions.min_agreement,
         "write_behind_s": sessions.write_behind_s,
